@@ -1,0 +1,85 @@
+"""The backend seam: what a device must be able to say and do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from numpy.typing import NDArray
+
+from raygraft.graph.capability import Limits, Verdict
+from raygraft.graph.graph import Subgraph
+from raygraft.graph.operators import Signature
+from raygraft.graph.step import Step
+from raygraft.graph.tensors import WeightForm, WeightSource, row_bytes
+
+Array = NDArray[Any]
+Values = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """What a device's owner decides for its backend."""
+
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a backend says about the hardware it found. Memory is in bytes."""
+
+    backend: str
+    type: str
+    """ "cpu", "gpu" or "accelerator"."""
+    hardware: str
+    memory_total: int
+    memory_free: int
+    threads: int
+    versions: tuple[tuple[str, str], ...]
+    """Libraries that compute, with their versions."""
+
+
+class Runner(ABC):
+    """A loaded subgraph, ready to run steps."""
+
+    @abstractmethod
+    def allocate_state(self, blocks: int, block_size: int) -> None:
+        """Make room for a paged cache of `blocks` pages of `block_size` tokens each.
+
+        How pages lie in memory is the backend's choice; steps name them by number.
+        """
+
+    @abstractmethod
+    def run(self, step: Step, inputs: Values) -> dict[str, Array]:
+        """Compute one step.
+
+        `inputs` holds the subgraph's inputs, `[rows, width]`, C-contiguous; the result its
+        outputs, in the same form. Arrays handed in may be overwritten after the call returns.
+        """
+
+
+class Backend(ABC):
+    """One way to compute regions. A device makes one instance, in the process that runs it."""
+
+    def __init__(self, options: BackendOptions) -> None:
+        self.options = options
+
+    @abstractmethod
+    def describe(self) -> Description:
+        """The hardware as it is now; nothing is assumed."""
+
+    @abstractmethod
+    def supports_op(self, signature: Signature, limits: Limits) -> Verdict:
+        """Whether it can run such an operator, on its own or among others."""
+
+    def weight_bytes(self, form: WeightForm) -> int:
+        """Memory that a weight takes once loaded; as in the file unless overridden."""
+        kind, shape = form
+        return prod(shape[:-1]) * row_bytes(kind, shape[-1])
+
+    @abstractmethod
+    def load(self, subgraph: Subgraph, weights: WeightSource, limits: Limits) -> Runner:
+        """Read the subgraph's weights, and make it ready to run steps within the limits."""

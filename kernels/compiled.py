@@ -1,0 +1,249 @@
+"""Numba compilation with a cache on disk that follows what the source says, not where it lies.
+
+Numba's own cache belongs to a source folder. A Ray job unpacks its `working_dir` into a new
+folder each time, so that cache would never hit there. This one lies in the user's cache folder
+(`RAYGRAFT_CACHE_DIR` names another) and its key is made of contents:
+
+- the source file of the function, and every file of its own package or of `raygraft` that this
+  file imports, directly or not: Numba inlines callees and freezes global constants, so that a
+  change in any of them must miss;
+- further files named by `also=`, for what no import statement shows;
+- the compiler options, the versions of Numba and llvmlite, and (by Numba) Python's version, the
+  processor, and what the function closes over.
+
+A change in a file that is not imported, such as the planner's, keeps the cache.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import inspect
+import logging
+import os
+import pickle
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import llvmlite
+import numba
+import psutil
+from numba.core import caching
+from platformdirs import user_cache_dir
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_log = logging.getLogger(__name__)
+_OUR_PACKAGE = "raygraft"
+
+
+def cache_folder() -> Path:
+    """The folder that holds compiled functions; `RAYGRAFT_CACHE_DIR` moves it."""
+    root = os.environ.get("RAYGRAFT_CACHE_DIR") or user_cache_dir(_OUR_PACKAGE)
+    return Path(root) / "compiled"
+
+
+@overload
+def compiled(function: Function, /) -> Function: ...
+@overload
+def compiled(
+    *, also: tuple[str | Path, ...] = (), **options: Any
+) -> Callable[[Function], Function]: ...
+def compiled(
+    function: Function | None = None, /, *, also: tuple[str | Path, ...] = (), **options: Any
+) -> Any:
+    """`numba.njit` with the cache described above, as `@compiled` or `@compiled(nogil=True)`.
+
+    `options` go to `numba.njit`. `also` names files that the key must include besides the imported
+    ones. Types see the function itself; at run time it is a Numba dispatcher, with `.stats` for
+    cache hits. A cache folder that cannot be written costs a warning in the log and compiling
+    anew, no error.
+    """
+
+    def decorate(decorated: Function) -> Any:
+        dispatcher = numba.njit(**options)(decorated)
+        try:
+            dispatcher._cache = _ContentCache(decorated, options, also)
+        except (OSError, RuntimeError) as error:
+            _log.warning("%s is compiled without a cache: %s", decorated.__qualname__, error)
+        return dispatcher
+
+    return decorate if function is None else decorate(function)
+
+
+def content_key(files: list[Path]) -> str:
+    """The hexadecimal digest of the sources that decide what a function compiles to."""
+    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__}".encode())
+    for file in files:
+        digest.update(hashlib.sha256(_read(file)).digest())
+    return digest.hexdigest()
+
+
+def _files(function: Callable[..., Any], also: tuple[Any, ...]) -> list[Path]:
+    """Every file that the key includes, in an order that does not depend on the folder."""
+    roots = {function.__module__: Path(inspect.getfile(function))}
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a cell not yet filled: the function names itself
+            module = getattr(cell.cell_contents, "__module__", None)
+            source = _source_of(module) if isinstance(module, str) else None
+            if source is not None:
+                roots[str(module)] = source
+    imported = _closure(roots)
+    return [imported[module] for module in sorted(imported)] + [Path(file) for file in also]
+
+
+def _closure(roots: dict[str, Path]) -> dict[str, Path]:
+    """Module names to files: the roots and what they import of their packages or of ours."""
+    found = dict(roots)
+    waiting = list(roots)
+    followed = {_OUR_PACKAGE} | {module.partition(".")[0] for module in roots}
+    while waiting:
+        current = waiting.pop()
+        is_package = found[current].name == "__init__.py"
+        for name in _imported(
+            found[current], current if is_package else current.rpartition(".")[0]
+        ):
+            if name in found or name.partition(".")[0] not in followed:
+                continue
+            source = _source_of(name)
+            if source is not None:
+                found[name] = source
+                waiting.append(name)
+    return found
+
+
+def _imported(file: Path, package: str) -> tuple[str, ...]:
+    """All names that could be modules in the import statements of a source file."""
+    return _parse_imports(_read(file), package)
+
+
+@functools.cache
+def _parse_imports(source: bytes, package: str) -> tuple[str, ...]:
+    return tuple(_import_names(ast.parse(source), package))
+
+
+def _import_names(tree: ast.AST, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            try:
+                name = importlib.util.resolve_name(base, package)
+            except ImportError:  # a relative import outside a package: it would fail at run time
+                continue
+            yield name
+            yield from (f"{name}.{alias.name}" for alias in node.names)
+
+
+@functools.cache
+def _source_of(module: str) -> Path | None:
+    """The source file of a module; None for a name that is none, or has no Python source."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    origin = spec.origin if spec is not None else None
+    return Path(origin) if origin is not None and origin.endswith(".py") else None
+
+
+def _read(file: Path) -> bytes:
+    status = file.stat()
+    return _read_version(file, status.st_mtime_ns, status.st_size)
+
+
+@functools.cache
+def _read_version(file: Path, modified_ns: int, size: int) -> bytes:
+    return file.read_bytes()
+
+
+class _Locator(caching._CacheLocator):  # type: ignore[misc]  # numba is untyped
+    """Where one function's compiled code lies: its module's folder, named by the module's key."""
+
+    def __init__(self, function: Callable[..., Any], key: str, options: dict[str, Any]) -> None:
+        self._path = cache_folder() / f"{function.__module__}-{key[:20]}"
+        line = function.__code__.co_firstlineno
+        words = [line, function.__qualname__, sorted(options.items())]
+        self._own = hashlib.sha256(repr(words).encode()).hexdigest()[:12]
+        self._py_file = inspect.getfile(function)  # numba names it in warnings
+
+    def get_cache_path(self) -> str:
+        return str(self._path)
+
+    def get_source_stamp(self) -> None:
+        return None  # the folder's name says it
+
+    def get_disambiguator(self) -> str:
+        return self._own
+
+
+class _Implementation(caching.CompileResultCacheImpl):  # type: ignore[misc]  # numba is untyped
+    """Numba's serialisation, with a locator that is given instead of searched for."""
+
+    def __init__(self, function: Callable[..., Any], locator: _Locator) -> None:
+        self._lineno = function.__code__.co_firstlineno
+        self._locator = locator
+        self._filename_base = self.get_filename_base(function.__qualname__, sys.abiflags)
+
+
+class _EntryPerFile(caching.IndexDataCacheFile):  # type: ignore[misc]  # numba is untyped
+    """One file per signature, named by a hash of its key, and no index.
+
+    Numba numbers its data files in an index; two processes that compile different signatures at
+    once can take the same number, and one then reads the other's code.
+    """
+
+    def __init__(self, folder: Path, base: str, may_save: bool) -> None:
+        super().__init__(str(folder), base, None)
+        self._folder, self._base, self._may_save = folder, base, may_save
+
+    def save(self, key: object, data: object) -> None:
+        if self._may_save:
+            path = self._path(key)
+            draft = path.with_suffix(f".{uuid.uuid4().hex[:12]}")
+            draft.write_bytes(self._dump((key, data)))
+            draft.replace(path)  # readers see the whole file or none
+
+    def load(self, key: object) -> object | None:
+        try:
+            saved_key, data = pickle.loads(self._path(key).read_bytes())
+        except (OSError, EOFError, pickle.UnpicklingError):
+            return None
+        return data if saved_key == key else None
+
+    def flush(self) -> None:
+        for path in self._folder.glob(f"{self._base}-*.compiled"):
+            path.unlink(missing_ok=True)
+
+    def _path(self, key: object) -> Path:
+        digest = hashlib.sha256(repr(key).encode()).hexdigest()[:20]
+        return self._folder / f"{self._base}-{digest}.compiled"
+
+
+class _ContentCache(caching.FunctionCache):  # type: ignore[misc]  # numba is untyped
+    """Numba's function cache with our locator and our files."""
+
+    def __init__(
+        self, function: Callable[..., Any], options: dict[str, Any], also: tuple[Any, ...]
+    ) -> None:
+        files = _files(function, also)
+        locator = _Locator(function, content_key(files), options)
+        locator.ensure_cache_path()
+        self._impl_class = functools.partial(_Implementation, locator=locator)
+        super().__init__(function)
+        # A file that was edited after this process began may not be what the process has loaded.
+        newest = max(file.stat().st_mtime for file in files)
+        self._cache_file = _EntryPerFile(
+            Path(self._cache_path), self._impl.filename_base, newest <= _process_start()
+        )
+
+
+@functools.cache
+def _process_start() -> float:
+    return psutil.Process().create_time()

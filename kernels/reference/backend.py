@@ -1,0 +1,144 @@
+"""The reference backend's class: capability, memory, and a runner that walks the operators."""
+
+from __future__ import annotations
+
+import platform
+from math import prod
+from typing import Any
+
+import numpy as np
+import psutil
+from gguf import quants
+from threadpoolctl import threadpool_limits
+
+from raygraft.graph.capability import YES, Limits, Verdict, no
+from raygraft.graph.graph import Subgraph
+from raygraft.graph.operators import Operator, Signature
+from raygraft.graph.rotary import RotaryEmbedding
+from raygraft.graph.step import Step
+from raygraft.graph.tensors import WeightForm, WeightSlice, WeightSource
+from raygraft.kernels.base import Array, Backend, BackendOptions, Description, Runner, Values
+from raygraft.kernels.reference import operators, sampling
+from raygraft.kernels.reference.cache import DTYPES, PagedCache
+
+OPERATORS = (
+    "get_rows",
+    "rms_norm",
+    "matmul",
+    "rope",
+    "attention",
+    "add",
+    "swiglu",
+    "select_rows",
+    "sample",
+)
+READABLE = {"F32", "F16", *(kind.name for kind in quants._type_traits)}
+"""Weight types that the `gguf` package dequantises."""
+
+
+class ReferenceBackend(Backend):
+    """Every operator, for every weight type, in float32."""
+
+    def __init__(self, options: BackendOptions) -> None:
+        super().__init__(options)
+        self._loaded: dict[WeightSlice, Array] = {}
+
+    def describe(self) -> Description:
+        """The machine's processor and memory."""
+        memory = psutil.virtual_memory()
+        return Description(
+            backend="reference",
+            type="cpu",
+            hardware=platform.processor() or platform.machine(),
+            memory_total=memory.total,
+            memory_free=memory.available,
+            threads=self.options.threads,
+            versions=(("numpy", np.__version__),),
+        )
+
+    def supports_op(self, signature: Signature, limits: Limits) -> Verdict:
+        """Every operator of the vocabulary, on every weight type that can be dequantised."""
+        if signature.kind not in OPERATORS:
+            return no(f"it has no operator {signature.kind}")
+        for role, kind, _ in signature.weights:
+            if kind not in READABLE:
+                return no(f"it cannot read the {role} of type {kind}")
+        if signature.kind == "attention" and limits.cache_type not in DTYPES:
+            return no(f"it has no cache of type {limits.cache_type}")
+        return YES
+
+    def weight_bytes(self, form: WeightForm) -> int:
+        """Four bytes per element: weights are held in float32."""
+        return prod(form[1]) * 4
+
+    def load(self, subgraph: Subgraph, weights: WeightSource, limits: Limits) -> Runner:
+        """Dequantise the weights; a tied tensor is held once for all subgraphs."""
+        threadpool_limits(self.options.threads, user_api="blas")
+        for weight in subgraph.weights:
+            if weight not in self._loaded:
+                self._loaded[weight] = weights.read(weight).dequantise()
+        own = {weight: self._loaded[weight] for weight in subgraph.weights}
+        return ReferenceRunner(subgraph, own, limits.cache_type)
+
+
+class ReferenceRunner(Runner):
+    """Walks the operators of a subgraph in order."""
+
+    def __init__(
+        self, subgraph: Subgraph, weights: dict[WeightSlice, Array], cache_type: str
+    ) -> None:
+        self._subgraph = subgraph
+        self._weights = weights
+        self._cache_type = cache_type
+        self._caches: dict[str, PagedCache] = {}
+
+    def allocate_state(self, blocks: int, block_size: int) -> None:
+        """One paged cache for each attention operator."""
+        self._caches = {
+            op.name: PagedCache(op.state, blocks, block_size, self._cache_type)
+            for op in self._subgraph.operators
+            if op.state is not None
+        }
+
+    def run(self, step: Step, inputs: Values) -> dict[str, Array]:
+        """Compute one step, operator by operator."""
+        values = dict(inputs)
+        for operator in self._subgraph.operators:
+            arguments = [values[name] for name in operator.inputs]
+            results = self._apply(operator, step, arguments)
+            values.update(zip(operator.outputs, results, strict=True))
+        return {name: values[name] for name in self._subgraph.outputs}
+
+    def _apply(self, operator: Operator, step: Step, inputs: list[Array]) -> tuple[Array, ...]:
+        x = inputs
+        attributes: dict[str, Any] = dict(operator.attributes)
+        w = {role: self._weights[weight] for role, weight in operator.weights}
+        match operator.kind:
+            case "get_rows":
+                result = w["weight"][step.tokens]
+            case "rms_norm":
+                result = operators.rms_norm(x[0], w["weight"], attributes["epsilon"])
+            case "matmul":
+                result = operators.matmul(x[0], w["weight"], w.get("bias"))
+            case "rope":
+                rotary = RotaryEmbedding.from_attributes(operator.attributes)
+                result = operators.rope(x[0], step.positions, rotary, w.get("factors"))
+            case "attention":
+                result = operators.attention(
+                    *x,
+                    step=step,
+                    cache=self._caches[operator.name],
+                    heads=attributes["heads"],
+                    scale=attributes["scale"],
+                )
+            case "add":
+                result = x[0] + x[1]
+            case "swiglu":
+                result = operators.swiglu(x[0], x[1])
+            case "select_rows":
+                result = x[0][step.logit_rows]
+            case "sample":
+                return sampling.sample(x[0], step.sampling)
+            case kind:
+                raise NotImplementedError(f"operator {kind}")
+        return (result,)

@@ -1,0 +1,100 @@
+"""Sampling: from logits to token ids and log probabilities.
+
+The filters stand in llama.cpp's order: bias and penalties, top-k, top-p, min-p, temperature. A
+draw is the inverse of the cumulative distribution over the kept tokens, best first, equal ones by
+id, at a Philox number (https://www.thesalmons.org/john/random123/papers/random123sc11.pdf) keyed
+by (seed, stream) with the position as its counter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raygraft.graph.step import Ints, Sampling
+
+Vector = NDArray[np.float64]
+
+
+def sample(
+    logits: NDArray[np.float32], sampling: Sampling
+) -> tuple[Ints, NDArray[np.float32], Ints, NDArray[np.float32]]:
+    """Token ids `[rows, 1]`, their log probabilities, and the best ones with theirs `[rows, n]`.
+
+    Log probabilities are those of the model, before bias, penalties and filters. `n` is the most
+    that any row wants; rows that want fewer are filled with id -1.
+    """
+    rows, wanted = len(logits), int(max(sampling.logprobs, default=0))
+    ids = np.empty((rows, 1), np.int32)
+    chosen = np.empty((rows, 1), np.float32)
+    best_ids = np.full((rows, wanted), -1, np.int32)
+    best = np.full((rows, wanted), -np.inf, np.float32)
+    for row in range(rows):
+        raw = logits[row].astype(np.float64)
+        logprobs = log_softmax(raw)
+        token = _draw(_adjusted(raw, sampling, row), sampling, row)
+        ids[row], chosen[row] = token, logprobs[token]
+        if count := int(sampling.logprobs[row]):
+            top = _best(logprobs, count)
+            best_ids[row, : len(top)], best[row, : len(top)] = top, logprobs[top]
+    return ids, chosen, best_ids, best
+
+
+def log_softmax(x: Vector) -> Vector:
+    """Logits to log probabilities."""
+    shifted = x - np.max(x)
+    return np.asarray(shifted - np.log(np.sum(np.exp(shifted))))
+
+
+def _best(x: Vector, count: int) -> NDArray[np.intp]:
+    """Indices of the largest `count` elements, best first, equal ones by index."""
+    if count < len(x):
+        threshold = np.partition(x, len(x) - count)[len(x) - count]
+        candidates = np.flatnonzero(x >= threshold)
+    else:
+        candidates = np.arange(len(x))
+    return candidates[np.argsort(-x[candidates], kind="stable")][:count]
+
+
+def _adjusted(logits: Vector, sampling: Sampling, row: int) -> Vector:
+    """Logits with the row's bias and its penalties for ids in its history."""
+    start, stop = sampling.bias_start[row : row + 2]
+    if stop > start:
+        logits = logits.copy()
+        logits[sampling.bias_ids[start:stop]] += sampling.bias_values[start:stop]
+    start, stop = sampling.history_start[row : row + 2]
+    if stop > start:
+        logits = logits.copy()
+        seen, counts = np.unique(sampling.history[start:stop], return_counts=True)
+        penalty = float(sampling.repeat_penalty[row])
+        values = logits[seen]
+        values = np.where(values > 0, values / penalty, values * penalty)
+        values -= counts * sampling.frequency_penalty[row] + sampling.presence_penalty[row]
+        logits[seen] = values
+    return logits
+
+
+def _draw(logits: Vector, sampling: Sampling, row: int) -> int:
+    temperature = float(sampling.temperature[row])
+    if temperature <= 0:
+        return int(np.argmax(logits))
+    top_k = int(sampling.top_k[row])
+    kept = _best(logits, top_k if top_k > 0 else len(logits))
+    probabilities = np.exp(log_softmax(logits[kept]))
+    top_p = float(sampling.top_p[row])
+    if top_p < 1:
+        keep = int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1
+        kept, probabilities = kept[:keep], probabilities[:keep]
+    keep = max(1, int(np.sum(probabilities >= sampling.min_p[row] * probabilities[0])))
+    kept = kept[:keep]
+    cumulative = np.cumsum(np.exp(log_softmax(logits[kept] / temperature)))
+    target = _uniform(sampling, row) * cumulative[-1]
+    return int(kept[min(int(np.searchsorted(cumulative, target, side="right")), keep - 1)])
+
+
+def _uniform(sampling: Sampling, row: int) -> float:
+    """A number in [0, 1) that only depends on seed, stream and position."""
+    mask = 2**64 - 1
+    key = [int(sampling.seed[row]) & mask, int(sampling.stream[row]) & mask]
+    generator = np.random.Philox(key=key, counter=[int(sampling.position[row]), 0, 0, 0])
+    return float(np.random.Generator(generator).random())

@@ -1,0 +1,44 @@
+"""What the planner weighs: nominal times of computing and of sending.
+
+Decoding reads every weight once per token, so a region costs its bytes over the bandwidth. The
+figures are nominal; only their order matters to a plan, and rules override them.
+"""
+
+from __future__ import annotations
+
+from raygraft.graph.graph import Graph, Region
+from raygraft.placement.devices import DeviceProfile
+
+BANDWIDTH = {"cpu": 5e9, "gpu": 1e12, "accelerator": 1e11}
+"""Bytes per second: of one thread for a CPU, of the whole device for the others."""
+MEMORY_THREADS = 8
+"""Threads beyond this many share a CPU's memory bandwidth."""
+REGION_SECONDS = 5e-6
+"""Least time of any region: the call itself."""
+HOP_SECONDS = {"ring": 3e-5, "object": 2e-3}
+LINK_BANDWIDTH = {"ring": 5e9, "object": 1e9}
+
+
+def bandwidth(device: DeviceProfile) -> float:
+    """Nominal bytes per second that a device reads weights with."""
+    threads = min(device.threads, MEMORY_THREADS) if device.type == "cpu" else 1
+    return BANDWIDTH.get(device.type, BANDWIDTH["cpu"]) * max(1, threads)
+
+
+def compute_seconds(graph: Graph, leaf: Region, device: DeviceProfile) -> float:
+    """One row through a region."""
+    weights = {w for name in leaf.operators for _, w in graph.operators[graph.index[name]].weights}
+    nbytes = sum(device.bytes_of(graph, weight) for weight in weights)
+    if leaf.kind == "embed":
+        nbytes = 0  # a look-up reads one row
+    return REGION_SECONDS + nbytes / bandwidth(device)
+
+
+def link_between(source_node: str, target_node: str) -> str:
+    """The link that a record takes."""
+    return "ring" if source_node == target_node else "object"
+
+
+def hop_seconds(link: str, nbytes: int) -> float:
+    """One record over a link."""
+    return HOP_SECONDS[link] + nbytes / LINK_BANDWIDTH[link]

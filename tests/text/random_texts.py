@@ -1,0 +1,34 @@
+"""Random texts that are hard to cut into words."""
+
+from collections.abc import Sequence
+from random import Random
+
+WORDS = (
+    "the Hello world don't I'M we'Ve it'S they'LL he'd 'tis x'y 'RE camelCase HTTPServer naïveté "
+    "Größe STRASSE_straße Москва и мир Ελλάδα ΐΰ ώρα عربي؟ ۔ עברית हिन्दी। ไทย 日本語 カタカナ、。 "
+    "한국어 汉字 ǅungla ﬁn ﬀ Ｆｕｌｌ１２！ İstanbul ſ K Ω Å e\u0301 o\u0308\u0323 ꙮ 𐐀𐐨 𝔘𝔫𝔦 🚀🌍 👩‍👩‍👧‍👦 🇩🇪 ☃︎ © ™ "
+    "€5 $x £ ~ `a` ^ | <=> +1 -2 3.14 1,234,567 0x1F ½ ² ٣٤ ३ Ⅷ ① 100000000 007 a1b22c333 "
+    "def f(x): return x**2 # !?.,;: ... “quoted” ‘q’ – — ‐ /usr/bin \\n C:\\ {}[]() \ufeff \ufffd "
+    "\u00ad \u200b \u200d \ue000 \U000e0041 \U0001fae8 \u0378 \x00 \x04 \x1c \x7f"
+).split(" ")
+GAPS = (
+    *("", "", " ", " ", " ", "  ", "   ", "\n", "\n\n", " \n", "\n ", "\r\n", "\t", "\t\t", "\x0b"),
+    *("\u00a0", "\u3000", "\u2009", "\u2028", "\x85", " \u3000 ", "        ", "\r", " \t \n\n  "),
+)
+
+
+def draw_text(random: Random, specials: Sequence[str] = ()) -> str:
+    """Words of many scripts with gaps of many kinds; some are torn apart, some are special."""
+    text = random.choice(GAPS)
+    for _ in range(random.randrange(1, 24)):
+        kind = random.random()
+        if kind < 0.1 and specials:
+            text += random.choice(specials)
+        elif kind < 0.2:
+            text += "".join(random.choice(random.choice(WORDS)) for _ in range(4))
+        elif kind < 0.3:
+            text += random.choice(random.choice(WORDS)) * random.randrange(1, 9)
+        else:
+            text += random.choice(WORDS)
+        text += random.choice(GAPS)
+    return text
