@@ -1,0 +1,17 @@
+"""Where a plan runs: devices with resident loops, links between them, and the engine.
+
+| file            | what                                                                 |
+|-----------------|----------------------------------------------------------------------|
+| `worker.py`     | a device: answers questions, loads its part of a plan, runs its loop |
+| `part.py`       | what a device is sent: its schedule, its subgraphs, its links         |
+| `fleet.py`      | the seam between the engine and the devices, wherever they live      |
+| `in_process.py` | a fleet of threads, for tests and trials                             |
+| `ray_fleet.py`  | a fleet of Ray actors                                                |
+| `ray_device.py` | the actor                                                            |
+| `cluster.py`    | starting and joining Ray, finding nodes                              |
+| `request.py`    | what a caller asks for, and the sequence that grows from it          |
+| `batch.py`      | building a step of many sequences                                    |
+| `pages.py`      | who owns which page of the cache                                     |
+| `engine.py`     | stepping: requests in, tokens out                                    |
+| `records.py`, `waiting.py`, `links/` | how records travel                              |
+"""

@@ -46,6 +46,9 @@ class RecordKind(IntEnum):
     EPOCH = 4  # the plan has changed: what follows belongs to a new epoch
 
 
+_KINDS = {int(kind): kind for kind in RecordKind}  # faster than the enumeration's own look-up
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
     """One message between two actors.
@@ -112,8 +115,8 @@ def decode(buffer: Buffer) -> Record:
         raise LinkError(f"a record has at least {_HEADER.size} bytes, there are {view.nbytes}")
     magic, kind, count, *fields = _HEADER.unpack_from(view)
     transfer, half_batch, epoch, step, size = fields
-    if magic != _MAGIC:
-        raise LinkError(f"expected a record (magic {_MAGIC:#x}), found {magic:#x}")
+    if magic != _MAGIC or kind not in _KINDS:
+        raise LinkError(f"expected a record (magic {_MAGIC:#x}), found {magic:#x}, kind {kind}")
     if size > view.nbytes:
         raise LinkError(f"a record of {size} bytes in a buffer of {view.nbytes}")
     tensors = []
@@ -121,10 +124,10 @@ def decode(buffer: Buffer) -> Record:
     for meta in range(_HEADER.size, _HEADER.size + count * _TENSOR.size, _TENSOR.size):
         code, dimensions, rows, columns = _TENSOR.unpack_from(view, meta)
         shape = (rows, columns) if dimensions == 2 else (rows,)
-        flat = np.frombuffer(view, _TYPES[code], rows * columns, offset)
-        tensors.append(flat.reshape(shape).copy())
-        offset = _aligned(offset + flat.nbytes)
-    return Record(RecordKind(kind), epoch, step, half_batch, transfer, tuple(tensors))
+        tensor: Array = np.ndarray(shape, _TYPES[code], view, offset).copy()
+        tensors.append(tensor)
+        offset = _aligned(offset + tensor.nbytes)
+    return Record(_KINDS[kind], epoch, step, half_batch, transfer, tuple(tensors))
 
 
 def describe(record: Record) -> str:

@@ -140,7 +140,7 @@ def _now_ns(typing_context: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _futex(  # noqa: PLR0917  # numba passes by position
+def _futex(
     typing_context: Any, address: Any, operation: Any, value: Any, seconds: Any, nanoseconds: Any
 ) -> Any:
     """The system call `futex`, between processes (not the private kind); see futex(2)."""
@@ -158,7 +158,7 @@ def _futex(  # noqa: PLR0917  # numba passes by position
 
 
 @compiled(nogil=True)
-def wait_for_change(  # noqa: PLR0917  # numba passes by position
+def wait_for_change(
     counter: int, seen: int, sleeping: int, timeout_ns: int, spin_ns: int, yield_ns: int
 ) -> bool:
     """Wait until the counter at an address is no longer `seen`; False after `timeout_ns`.

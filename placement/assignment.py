@@ -175,7 +175,7 @@ class _Program:
             integrality=[kind != "workspace" for kind, _, _ in self.variables],
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(matrix.tocsr(), low, high),
-            options={"time_limit": EXACT_SECONDS},
+            options={"time_limit": EXACT_SECONDS, "mip_rel_gap": 0.1},
         )
         if result.x is None:
             return None

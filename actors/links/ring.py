@@ -70,8 +70,8 @@ def format_ring(buffer: Bytes, slots: int, slot_bytes: int) -> None:
 def allocate_ring(slots: int, slot_bytes: int) -> tuple[Any, Bytes]:
     """A ring in Ray's object store: (object reference, array).
 
-    Pass the reference to the actors inside a list and let them `ray.get` it: a bare argument that
-    is resolved for a call is released with it.
+    Pass the reference to the actors inside a list and let them `ray.get` it. Keep it until all
+    have: from then on their arrays alone hold the memory.
     """
     import ray  # noqa: PLC0415  # rings over other memory need no Ray
 

@@ -4,6 +4,7 @@ The scheme of GPT-2 (https://huggingface.co/docs/tokenizers/components, `ByteLev
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 from tokenizers import Regex, models
 from tokenizers import Tokenizer as Pipeline
@@ -81,10 +82,9 @@ def _build_steps(patterns: Sequence[str]) -> Steps:
 
 def _read_merges(lines: Sequence[str]) -> list[tuple[str, str]]:
     """The pairs in the order of their rank; a pair that stands there twice has its first rank."""
-    merges: dict[tuple[str, str], None] = {}
-    for line in lines:
-        left, space, right = line[1:].partition(" ")  # a part has at least one character
-        if not space:
+    distinct = list(dict.fromkeys(lines))
+    pairs = [tuple(line.split(" ", 1)) for line in distinct]
+    for line, pair in zip(distinct, pairs, strict=True):
+        if len(pair) != 2:
             raise ModelFileError(f"tokenizer.ggml.merges: {line!r} is not a pair")
-        merges[(line[0] + left, right)] = None
-    return list(merges)
+    return cast(list[tuple[str, str]], pairs)

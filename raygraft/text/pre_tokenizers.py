@@ -70,11 +70,12 @@ _CASED_LETTERS = (
     r"\x{104D8}-\x{104FB}\x{10C80}-\x{10CB2}\x{10CC0}-\x{10CF2}\x{118A0}-\x{118DF}"
     r"\x{1E900}-\x{1E943}"
 )
-_ASIAN = r"[\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}]+"
+# To llama.cpp a space is only ever a space, also where a class of the model has it: here that of
+# U+2028 or U+3000, and below in the marks, which begin at U+3000 in the model's own pattern.
+_ASIAN = r"[\x{4E00}-\x{9FA5}\x{800}-\x{4E00}\x{AC00}-\x{D7FF}&&\S]+"
 _DEEPSEEK_LLM = (
     r"[\r\n]",
     rf"\s?[{_CASED_LETTERS}]+",
-    # The model's own class begins at the ideographic space, U+3000; to llama.cpp that is a space.
     r"\s?[!-/:-~\x{FF01}-\x{FF0F}\x{FF1A}-\x{FF5E}\x{2018}-\x{201F}\x{3001}-\x{3002}]+",
     r"\s+$",
     _ASIAN,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,8 +10,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import xllamacpp
 
-Distribution = dict[int, float]
-"""Token id to natural log probability over the whole vocabulary, the best first."""
+from .agreement import Distribution
 
 CERTAIN = 1e4
 """A logit bias that decides any sampling. Reported log probabilities are those before it."""
@@ -23,20 +22,19 @@ class LlamaCpp:
     Everything is built on one question, the distribution after a prefix. The server keeps the
     cache of the longest prefix, so the next position costs the decoding of one token. The token
     that is sampled is always the same one, forced by a bias, because the server reports no log
-    probabilities where it samples a part of a character. So no position is ever missing. Several
-    sequences at once share a batch, each in a slot of its own.
+    probabilities where it samples a part of a character. So no position is ever missing.
+
+    One thread, because two that wait for each other at every operator are 10 to 50 times slower
+    as soon as somebody else needs a core. Speed comes from asking about many sequences at once.
     """
 
-    def __init__(
-        self, model: Path, *, context: int = 256, threads: int = 2, slots: int = 1, best: int = 10
-    ) -> None:
-        """Loads `model`; each of the `slots` sequences holds `context` tokens.
+    def __init__(self, model: Path, *, context: int = 256, slots: int = 1, best: int = 10) -> None:
+        """Loads `model`. Sequences of up to `context` tokens are decoded `slots` at a time.
 
         Raises RuntimeError where llama.cpp refuses the file.
         """
         self.best = best
-        self.slots = slots
-        self._server: Any = xllamacpp.Server(_parameters(model, context * slots, threads, slots))
+        self._server: Any = xllamacpp.Server(_parameters(model, context, slots))
         self._probe = self._find_probe()
 
     def __enter__(self) -> "LlamaCpp":
@@ -51,38 +49,35 @@ class LlamaCpp:
         self.close()
 
     def close(self) -> None:
-        """Ends the server's loop and frees the model; it goes with the last reference."""
+        """Ends the server's loop and frees the model; both go with the last reference."""
         self._server = None
 
-    def after(self, prefix: Sequence[int], *, slot: int = 0) -> Distribution:
-        """The best tokens after `prefix`."""
-        return self._ask(prefix, self._probe, slot)
+    def after(self, prefixes: Sequence[Sequence[int]]) -> list[Distribution]:
+        """The best tokens after each prefix, all in one batch where there are slots enough."""
+        return self._ask(prefixes, self._probe)
 
     def score(
-        self, token_ids: Sequence[int], positions: Iterable[int] | None = None, *, slot: int = 0
+        self, token_ids: Sequence[int], positions: Iterable[int] | None = None
     ) -> list[Distribution]:
         """Tokens forced: entry i is the distribution after `token_ids[: positions[i] + 1]`.
 
         All positions where none are given.
         """
         chosen = range(len(token_ids)) if positions is None else positions
-        return [self.after(token_ids[: position + 1], slot=slot) for position in chosen]
+        return [self.after([token_ids[: position + 1]])[0] for position in chosen]
 
     def score_all(self, sequences: Sequence[Sequence[int]]) -> list[list[Distribution]]:
-        """`score` of each sequence, as many at once as there are slots."""
-        lanes = [range(slot, len(sequences), self.slots) for slot in range(self.slots)]
-        answers: dict[int, list[Distribution]] = {}
-
-        def run(slot: int) -> None:
-            for index in lanes[slot]:
-                answers[index] = self.score(sequences[index], slot=slot)
-
-        with ThreadPoolExecutor(self.slots) as pool:
-            list(pool.map(run, range(self.slots)))
-        return [answers[index] for index in range(len(sequences))]
+        """`score` of each sequence; they advance side by side, a token each at a time."""
+        answers: list[list[Distribution]] = [[] for _ in sequences]
+        for length in range(1, max(map(len, sequences)) + 1):
+            running = [i for i, sequence in enumerate(sequences) if len(sequence) >= length]
+            found = self.after([sequences[i][:length] for i in running])
+            for i, distribution in zip(running, found, strict=True):
+                answers[i].append(distribution)
+        return answers
 
     def greedy(
-        self, prompt: Sequence[int], count: int, *, stop: Iterable[int] = (), slot: int = 0
+        self, prompt: Sequence[int], count: int, *, stop: Iterable[int] = ()
     ) -> tuple[list[int], list[Distribution]]:
         """At most `count` best tokens after `prompt`, and the distribution each came from.
 
@@ -92,7 +87,7 @@ class LlamaCpp:
         distributions: list[Distribution] = []
         ends = frozenset(stop)
         while len(tokens) < count and not (tokens and tokens[-1] in ends):
-            distributions.append(self.after([*prompt, *tokens], slot=slot))
+            distributions += self.after([[*prompt, *tokens]])
             tokens.append(next(iter(distributions[-1])))
         return tokens, distributions
 
@@ -111,44 +106,45 @@ class LlamaCpp:
     def _find_probe(self) -> int:
         """The first token id for which llama.cpp reports log probabilities when it samples it."""
         for candidate in range(1000):
-            if self._ask([0], candidate, 0):
+            if self._ask([[0]], candidate)[0]:
                 return candidate
         raise RuntimeError("llama.cpp reports log probabilities for none of the first 1000 tokens")
 
-    def _ask(self, prefix: Sequence[int], sampled: int, slot: int) -> Distribution:
+    def _ask(self, prefixes: Sequence[Sequence[int]], sampled: int) -> list[Distribution]:
         answer = self._server.handle_completions(
             {
-                "prompt": list(prefix),
+                "prompt": [list(prefix) for prefix in prefixes],
                 "max_tokens": 1,
                 "temperature": 0,
                 "logprobs": self.best,
                 "logit_bias": [[sampled, CERTAIN]],
                 "cache_prompt": True,
-                "id_slot": slot,
             }
         )
         if "choices" not in answer:
             raise RuntimeError(f"llama.cpp: {answer}")
-        content = (answer["choices"][0].get("logprobs") or {}).get("content") or []
-        return {
-            entry["id"]: entry["logprob"]
-            for position in content[:1]
-            for entry in position["top_logprobs"]
-        }
+        return [
+            _distribution(choice) for choice in sorted(answer["choices"], key=itemgetter("index"))
+        ]
 
 
-def _parameters(model: Path, context: int, threads: int, slots: int) -> Any:
+def _distribution(choice: dict[str, Any]) -> Distribution:
+    """That of the one sampled token; empty where the server reports none."""
+    content = (choice.get("logprobs") or {}).get("content") or [{"top_logprobs": []}]
+    return {entry["id"]: entry["logprob"] for entry in content[0]["top_logprobs"]}
+
+
+def _parameters(model: Path, context: int, slots: int) -> Any:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(model)
-    parameters.n_ctx = context
+    parameters.n_ctx = context * slots
     parameters.n_parallel = slots
     parameters.n_gpu_layers = 0
     parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.cache_type_k = xllamacpp.ggml_type.GGML_TYPE_F32
     parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     for pool in (parameters.cpuparams, parameters.cpuparams_batch):
-        pool.n_threads = threads
-        pool.poll = 0  # spinning threads take turns on a shared machine
+        pool.n_threads = 1
     parameters.cache_ram_mib = 0  # its store of old prompts; the slots' own caches are enough
     parameters.fit_params = False  # else it may shrink the context to what it finds free
     parameters.warmup = False

@@ -1,0 +1,99 @@
+"""Starting a local Ray, or joining a running one, and finding nodes in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raygraft.graph.errors import ClusterError, ConfigurationError
+
+# Workers started through `uv` would not see the packages of this environment.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Devices ask Ray for no GPU and choose theirs by number: Ray must leave the choice alone.
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A living node of the cluster."""
+
+    id: str
+    address: str
+    host: str
+    cores: int
+    labels: Mapping[str, str]
+
+    def answers_to(self, name: str) -> bool:
+        """Whether a device's `node` means this one: an id, address, host, label or `key=value`."""
+        pairs = {f"{key}={value}" for key, value in self.labels.items()}
+        return name in {self.id, self.address, self.host, *self.labels.values(), *pairs}
+
+
+def connect(address: str | None) -> bool:
+    """Join the cluster at `address` (or RAY_ADDRESS), else start a local one.
+
+    Returns whether a cluster was started here, which is then ours to stop. A process that is
+    connected already stays so. Raises ClusterError.
+    """
+    if ray.is_initialized():
+        return False
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address is not None:
+            ray.init(address=address, **quiet)
+            return False
+        ray.init(address="local", include_dashboard=False, **quiet)
+    except Exception as error:
+        where = f"join the Ray cluster at {address}" if address else "start a local Ray"
+        raise ClusterError(f"cannot {where}: {error}") from error
+    return True
+
+
+def nodes() -> list[Node]:
+    """The living nodes of the cluster."""
+    return [
+        Node(
+            id=node["NodeID"],
+            address=node["NodeManagerAddress"],
+            host=node["NodeManagerHostname"],
+            cores=int(node["Resources"].get("CPU", 1)),
+            labels=node.get("Labels", {}),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def own_node() -> str:
+    """The id of the node that this process is on."""
+    node_id: str = ray.get_runtime_context().get_node_id()
+    return node_id
+
+
+def find_node(name: str | None, device: str, living: list[Node]) -> Node:
+    """The node that a device asks for; the own one when it asks for none.
+
+    Raises ConfigurationError, which lists the living nodes.
+    """
+    wanted = own_node() if name is None else name
+    found = [node for node in living if node.answers_to(wanted)]
+    if len(found) == 1:
+        return found[0]
+    there = "; ".join(
+        f"{node.address} ({', '.join(f'{k}={v}' for k, v in sorted(node.labels.items()))})"
+        for node in living
+    )
+    problem = "several nodes match" if found else "no living node matches"
+    raise ConfigurationError(f"device {device}: {problem} node={name}; the cluster has {there}")
+
+
+def pinned_to(node: Node) -> NodeAffinitySchedulingStrategy:
+    """Only on this node: fails rather than waits when it is gone."""
+    return NodeAffinitySchedulingStrategy(node.id, soft=False)

@@ -1,0 +1,88 @@
+"""The seam between the engine and its devices, wherever they live."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from raygraft.actors.links import Receiver, Sender
+from raygraft.actors.part import Answers, Questions
+from raygraft.actors.worker import Counters
+from raygraft.graph.gguf_file import ModelFile
+from raygraft.graph.graph import Graph
+from raygraft.kernels.base import Description
+from raygraft.placement.devices import DeviceProfile, DeviceSpec
+from raygraft.placement.plan import Plan
+
+MEMORY_SHARE = 0.8
+"""Share of a machine's free memory that its devices divide when they name no amount."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """The engine's ends of its links."""
+
+    control: Mapping[str, Sender]
+    results: Receiver
+
+
+class Fleet(Protocol):
+    """The devices of one engine."""
+
+    node: str
+    """The node of the engine itself."""
+
+    def describe(self) -> dict[str, tuple[str, Description]]:
+        """Device -> its node and what it says about itself."""
+        ...
+
+    def profiles(self, questions: Questions) -> tuple[DeviceProfile, ...]:
+        """Ask every device once; the planner's view of them."""
+        ...
+
+    def load(self, plan: Plan, graph: Graph, model: ModelFile, epoch: int) -> Wires:
+        """Load a plan's parts, connect them, and start their loops."""
+        ...
+
+    def check(self) -> None:
+        """Raise DeviceLostError or DeviceFailedError when a device has stopped."""
+        ...
+
+    def counters(self) -> dict[str, Counters]:
+        """What each device of the plan has done so far."""
+        ...
+
+    def shutdown(self) -> None:
+        """Stop everything that the fleet started. May be called twice."""
+        ...
+
+
+def share_of_machine(specs: list[DeviceSpec], cores: int) -> dict[str, int]:
+    """Threads of each device of one machine: as given, or an equal share of what is left."""
+    open_specs = [spec for spec in specs if spec.threads is None]
+    taken = sum(spec.threads for spec in specs if spec.threads is not None)
+    share = max(1, (cores - taken) // max(1, len(open_specs)))
+    return {spec.name: share if spec.threads is None else spec.threads for spec in specs}
+
+
+def profile_of(
+    spec: DeviceSpec, answers: Answers, *, node: str, sharers: int, asked: bool = True
+) -> DeviceProfile:
+    """The planner's view of a device. `sharers` devices without a memory of their own share
+    what is free on the machine."""
+    description = answers.description
+    memory = spec.memory
+    if memory is None:
+        memory = int(description.memory_free * MEMORY_SHARE) // sharers
+    return DeviceProfile(
+        name=spec.name,
+        type=description.type,
+        memory=memory,
+        threads=description.threads,
+        verdicts=answers.verdicts,
+        weight_bytes=answers.weight_bytes,
+        regions=spec.regions,
+        node=node,
+        asked=asked,
+    )

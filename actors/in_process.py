@@ -1,0 +1,103 @@
+"""A fleet of threads in this process: for tests, for trials, and for declared plans."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+
+from raygraft.actors.fleet import Wires, profile_of, share_of_machine
+from raygraft.actors.links import Receiver, Sender, local_link
+from raygraft.actors.part import Links, Questions, part_of
+from raygraft.actors.worker import Counters, DeviceWorker
+from raygraft.graph.gguf_file import MappedWeights, ModelFile
+from raygraft.graph.graph import Graph
+from raygraft.kernels.base import BackendOptions, Description
+from raygraft.placement.devices import ENGINE, DeviceProfile, DeviceSpec
+from raygraft.placement.plan import Plan
+from raygraft.placement.schedule import ring_slots, used_devices
+
+JOIN_SECONDS = 5.0
+
+
+class InProcessFleet:
+    """Each device is a thread; records are copied from queue to queue."""
+
+    node = ""
+
+    def __init__(self, specs: Sequence[DeviceSpec], *, asked: bool = True) -> None:
+        self.specs = tuple(specs)
+        self._asked = asked
+        threads = share_of_machine(list(specs), os.cpu_count() or 1)
+        self._workers = {
+            spec.name: DeviceWorker(spec.name, spec.backend, BackendOptions(threads[spec.name]))
+            for spec in specs
+        }
+        self._threads: list[threading.Thread] = []
+        self._failures: list[Exception] = []
+        self._used: tuple[str, ...] = ()
+
+    def describe(self) -> dict[str, tuple[str, Description]]:
+        """See `Fleet.describe`."""
+        return {name: (self.node, worker.describe()) for name, worker in self._workers.items()}
+
+    def profiles(self, questions: Questions) -> tuple[DeviceProfile, ...]:
+        """See `Fleet.profiles`."""
+        sharers = sum(spec.memory is None for spec in self.specs)
+        return tuple(
+            profile_of(
+                spec,
+                self._workers[spec.name].answer(questions),
+                node=self.node,
+                sharers=sharers,
+                asked=self._asked,
+            )
+            for spec in self.specs
+        )
+
+    def load(self, plan: Plan, graph: Graph, model: ModelFile, epoch: int) -> Wires:
+        """See `Fleet.load`."""
+        self._used = used_devices(plan.stages)
+        weights = MappedWeights(model.files, model.tensors)
+        senders: dict[str, dict[str, Sender]] = {name: {} for name in self._used}
+        receivers: dict[str, dict[str, Receiver]] = {name: {} for name in (*self._used, ENGINE)}
+        for source, target in dict.fromkeys((t.source, t.target) for t in plan.transfers):
+            slots = ring_slots(plan, source, target)
+            sender, receiver = local_link(slots, f"{source} to {target}")
+            senders[source][target], receivers[target][source] = sender, receiver
+        control: dict[str, Sender] = {}
+        for name in self._used:
+            worker = self._workers[name]
+            worker.load(part_of(plan, graph, name, epoch), weights)
+            control[name], header = local_link(1, f"{ENGINE} to {name}")
+            links = Links(header, receivers[name], senders[name])
+            thread = threading.Thread(
+                target=self._run, args=(worker, links), name=f"device {name}", daemon=True
+            )
+            thread.start()
+            self._threads.append(thread)
+        (results,) = receivers[ENGINE].values()
+        return Wires(control, results)
+
+    def check(self) -> None:
+        """See `Fleet.check`."""
+        if self._failures:
+            raise self._failures[0]
+
+    def counters(self) -> dict[str, Counters]:
+        """See `Fleet.counters`."""
+        return {name: self._workers[name].counters for name in self._used}
+
+    def shutdown(self) -> None:
+        """See `Fleet.shutdown`."""
+        for worker in self._workers.values():
+            worker.stop()
+        for thread in self._threads:
+            thread.join(JOIN_SECONDS)
+        self._threads.clear()
+
+    def _run(self, worker: DeviceWorker, links: Links) -> None:
+        try:
+            worker.run(links)
+        except Exception as error:  # noqa: BLE001  # handed to the engine by `check`
+            self._failures.append(error)

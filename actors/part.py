@@ -1,0 +1,103 @@
+"""What a device is sent: questions before a plan, its part of the plan, and its links."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from raygraft.actors.links import Receiver, Sender
+from raygraft.actors.records import encoded_size
+from raygraft.graph.capability import Limits, Verdict
+from raygraft.graph.graph import Graph, Subgraph
+from raygraft.graph.operators import Signature
+from raygraft.graph.step import Sampling
+from raygraft.graph.tensors import TensorInfo, WeightForm
+from raygraft.kernels.base import Description
+from raygraft.placement.plan import Plan, Transfer
+from raygraft.placement.schedule import Schedule, schedule_of
+
+MAX_LOGIT_BIAS = 1024
+"""Most biased ids of one request: a control record has room for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """All that a model asks of a device, in one call."""
+
+    signatures: tuple[Signature, ...]
+    forms: tuple[WeightForm, ...]
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """A device's answers, from its own backend on its own machine."""
+
+    description: Description
+    verdicts: Mapping[Signature, Verdict]
+    weight_bytes: Mapping[WeightForm, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One device's part of a plan."""
+
+    epoch: int
+    schedule: Schedule
+    subgraphs: Mapping[int, Subgraph]
+    """By stage number."""
+    tensors: Mapping[str, TensorInfo]
+    """Those that its subgraphs need."""
+    limits: Limits
+    cache_blocks: int
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """A device's ends of its links."""
+
+    control: Receiver
+    receivers: Mapping[str, Receiver]
+    """By the device that sends."""
+    senders: Mapping[str, Sender]
+    """By the device that receives, or the engine."""
+
+
+def part_of(plan: Plan, graph: Graph, device: str, epoch: int) -> Part:
+    """Cut one device's part out of a plan."""
+    schedule = schedule_of(plan, device)
+    subgraphs = {turn.stage.number: graph.subgraph(turn.stage.operators) for turn in schedule.turns}
+    needed = {weight.tensor for subgraph in subgraphs.values() for weight in subgraph.weights}
+    return Part(
+        epoch=epoch,
+        schedule=schedule,
+        subgraphs=subgraphs,
+        tensors={name: graph.tensors[name] for name in needed},
+        limits=plan.limits,
+        cache_blocks=plan.cache_blocks,
+        block_size=plan.block_size,
+    )
+
+
+def transfer_bytes(transfer: Transfer, graph: Graph, limits: Limits) -> int:
+    """Size of a transfer's record in the largest step."""
+    values = [graph.values[name] for name in transfer.values]
+    return encoded_size(((limits.max_rows, value.width), value.dtype) for value in values)
+
+
+def control_bytes(limits: Limits, block_size: int) -> int:
+    """Size of the largest step header."""
+    rows, sequences = limits.max_rows, limits.max_sequences
+    blocks = -(-limits.context // block_size)
+    arrays = [
+        *[((rows,), np.int32)] * 4,  # tokens, positions, sequence, logit rows
+        ((sequences, blocks), np.int32),
+        *[((rows + 1,), np.int64)] * 13,  # the sampling fields with one element per row
+        ((sequences * limits.context,), np.int32),  # histories
+        *[((sequences * MAX_LOGIT_BIAS,), np.int32)] * 2,
+    ]
+    assert len(Sampling.__dataclass_fields__) == 16
+    return encoded_size(arrays)

@@ -1,0 +1,248 @@
+"""A fleet of Ray actors, one per device, each pinned to its node."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from raygraft.actors import cluster
+from raygraft.actors.fleet import Wires, profile_of, share_of_machine
+from raygraft.actors.links import PulledReceiver, Receiver, Sender
+from raygraft.actors.links.object import await_reply
+from raygraft.actors.part import Questions, control_bytes, part_of, transfer_bytes
+from raygraft.actors.ray_device import (
+    ActorEnd,
+    RayDevice,
+    RingEnd,
+    link_name,
+    new_ring,
+    raw_tensor,
+)
+from raygraft.actors.worker import Counters
+from raygraft.graph.errors import (
+    ClusterError,
+    DeviceFailedError,
+    DeviceLostError,
+    RaygraftError,
+)
+from raygraft.graph.gguf_file import MappedWeights, ModelFile
+from raygraft.graph.graph import Graph
+from raygraft.kernels.base import BackendOptions, Description
+from raygraft.placement.costs import link_between
+from raygraft.placement.devices import ENGINE, DeviceProfile, DeviceSpec
+from raygraft.placement.plan import Plan
+from raygraft.placement.schedule import ring_slots, used_devices
+
+START_SECONDS = 120.0
+"""Longest wait for actors to start and answer."""
+LOAD_SECONDS = 3600.0
+"""Longest wait for weights: a large model from a slow disk takes its time."""
+STOP_SECONDS = 2.0
+CONTROL_SLOTS = 2
+
+
+class RayFleet:
+    """Devices as actors of the cluster that this process is connected to."""
+
+    def __init__(
+        self,
+        specs: Sequence[DeviceSpec],
+        address: str | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Join or start Ray, and start the actors. Raises ClusterError, ConfigurationError."""
+        self.specs = tuple(specs)
+        self._progress = progress
+        progress("joining Ray" if address else "starting Ray")
+        self._own_cluster = cluster.connect(address)
+        self._actors: dict[str, Any] = {}
+        self._loops: dict[Any, str] = {}
+        self._used: tuple[str, ...] = ()
+        try:
+            self.node = cluster.own_node()
+            living = cluster.nodes()
+            self._nodes = {s.name: cluster.find_node(s.node, s.name, living) for s in specs}
+            progress(f"starting {len(specs)} device actors")
+            self._start()
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def _start(self) -> None:
+        for node in {node.id: node for node in self._nodes.values()}.values():
+            here = [spec for spec in self.specs if self._nodes[spec.name].id == node.id]
+            threads = share_of_machine(here, node.cores)
+            for spec in here:
+                self._actors[spec.name] = RayDevice.options(
+                    scheduling_strategy=cluster.pinned_to(node)
+                ).remote(spec.name, spec.backend, BackendOptions(threads[spec.name]))
+        self._ask({name: actor.describe.remote() for name, actor in self._actors.items()})
+
+    def describe(self) -> dict[str, tuple[str, Description]]:
+        """See `Fleet.describe`."""
+        calls = {name: actor.describe.remote() for name, actor in self._actors.items()}
+        said = self._ask(calls)
+        return {name: (self._nodes[name].address, said[name]) for name in said}
+
+    def profiles(self, questions: Questions) -> tuple[DeviceProfile, ...]:
+        """See `Fleet.profiles`."""
+        self._progress("asking the devices what they can run")
+        shared = ray.put(questions)
+        answers = self._ask({name: a.answer.remote(shared) for name, a in self._actors.items()})
+        sharers: dict[str, int] = defaultdict(int)
+        for spec in self.specs:
+            sharers[self._nodes[spec.name].id] += spec.memory is None
+        return tuple(
+            profile_of(
+                spec,
+                answers[spec.name],
+                node=self._nodes[spec.name].id,
+                sharers=sharers[self._nodes[spec.name].id],
+            )
+            for spec in self.specs
+        )
+
+    def load(self, plan: Plan, graph: Graph, model: ModelFile, epoch: int) -> Wires:
+        """See `Fleet.load`."""
+        self._used = used_devices(plan.stages)
+        self._progress(f"loading weights on {', '.join(self._used)}")
+        self._load_parts(plan, graph, model, epoch)
+        wires = self._connect(plan, graph)
+        self._loops = {self._actors[name].run.remote(): name for name in self._used}
+        return wires
+
+    def _load_parts(self, plan: Plan, graph: Graph, model: ModelFile, epoch: int) -> None:
+        files = ray.put(model.files)
+        has = self._ask({name: self._actors[name].has_files.remote(files) for name in self._used})
+        parts = {name: part_of(plan, graph, name, epoch) for name in self._used}
+        missing = {name for part in self._used if not has[part] for name in parts[part].tensors}
+        weights = MappedWeights(model.files, model.tensors)
+        stored = {tensor: ray.put(raw_tensor(weights, tensor)) for tensor in sorted(missing)}
+        calls = {}
+        for name, part in parts.items():
+            own = {} if has[name] else {tensor: stored[tensor] for tensor in part.tensors}
+            calls[name] = self._actors[name].load.remote(
+                part, model.files if has[name] else None, own
+            )
+        self._ask(calls, LOAD_SECONDS)
+
+    def _connect(self, plan: Plan, graph: Graph) -> Wires:
+        """Open every link at the receiving end, then hand the sending ends out."""
+        size = (CONTROL_SLOTS, control_bytes(plan.limits, plan.block_size))
+        sizes: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in self._used}
+        inboxes: dict[str, list[str]] = {name: [] for name in self._used}
+        for name in self._used:
+            if link_between(self.node, self._nodes[name].id) == "ring":
+                sizes[name][ENGINE] = size
+            else:
+                inboxes[name].append(ENGINE)
+        result_end: RingEnd | None = None
+        ends: dict[str, dict[str, RingEnd | ActorEnd | None]] = {name: {} for name in self._used}
+        for pair in dict.fromkeys((t.source, t.target, t.link) for t in plan.transfers):
+            source, target, link = pair
+            own = [t for t in plan.transfers if (t.source, t.target) == (source, target)]
+            nbytes = max(transfer_bytes(t, graph, plan.limits) for t in own)
+            ring = (ring_slots(plan, source, target), nbytes)
+            if target == ENGINE:
+                result_end = new_ring(*ring) if link == "ring" else None
+                ends[source][ENGINE] = result_end
+            elif link == "ring":
+                sizes[target][source] = ring
+            else:
+                inboxes[target].append(source)
+                ends[source][target] = ActorEnd(self._actors[target])
+        control = self._open(sizes, inboxes, ends)
+        return Wires(control, self._results(plan, result_end))
+
+    def _open(
+        self,
+        sizes: Mapping[str, Mapping[str, tuple[int, int]]],
+        inboxes: Mapping[str, Sequence[str]],
+        ends: Mapping[str, dict[str, RingEnd | ActorEnd | None]],
+    ) -> dict[str, Sender]:
+        """Make the receiving ends, give the sending ends to their actors; the engine's remain."""
+        names = self._used
+        self._ask({n: self._actors[n].open_inbox.remote(tuple(inboxes[n])) for n in names})
+        opened = self._ask({n: self._actors[n].open_rings.remote(sizes[n]) for n in names})
+        control: dict[str, Sender] = {}
+        for target, rings in opened.items():
+            name = link_name(ENGINE, target)
+            if ENGINE not in rings:
+                control[target] = ActorEnd(self._actors[target]).sender(name)
+            for source, ring in rings.items():
+                if source == ENGINE:
+                    control[target] = ring.sender(name)
+                else:
+                    ends[source][target] = ring
+        self._ask({n: self._actors[n].connect.remote(ends[n]) for n in names})
+        return control
+
+    def _results(self, plan: Plan, ring: RingEnd | None) -> Receiver:
+        source = next(t.source for t in plan.transfers if t.target == ENGINE)
+        name = link_name(source, ENGINE)
+        if ring is not None:
+            return ring.receiver(name)
+        return PulledReceiver(name, self._actors[source].take.remote, await_reply(name))
+
+    def check(self) -> None:
+        """See `Fleet.check`."""
+        if not self._loops:
+            return
+        ended, _ = ray.wait(list(self._loops), num_returns=len(self._loops), timeout=0)
+        for loop in ended:
+            name = self._loops[loop]
+            try:
+                ray.get(loop)
+            except RayError as error:
+                raise self._translated(name, error) from error
+            raise DeviceFailedError(f"device {name} left its loop without being told to")
+
+    def counters(self) -> dict[str, Counters]:
+        """See `Fleet.counters`."""
+        return self._ask({name: self._actors[name].counters.remote() for name in self._used})
+
+    def shutdown(self) -> None:
+        """See `Fleet.shutdown`."""
+        if not ray.is_initialized():
+            return
+        if self._loops:
+            ray.wait(list(self._loops), num_returns=len(self._loops), timeout=STOP_SECONDS)
+        for actor in self._actors.values():
+            ray.kill(actor)
+        self._actors.clear()
+        self._loops.clear()
+        if self._own_cluster:
+            ray.shutdown()
+            self._own_cluster = False
+
+    def _ask(self, calls: Mapping[str, Any], timeout: float = START_SECONDS) -> dict[str, Any]:
+        """The results of one call per device. Raises errors of ours, which name the device."""
+        ray.wait(list(calls.values()), num_returns=len(calls), timeout=timeout)
+        results = {}
+        for name, call in calls.items():
+            try:
+                results[name] = ray.get(call, timeout=0.1)
+            except GetTimeoutError:
+                raise ClusterError(
+                    f"device {name} on node {self._nodes[name].address} did not answer "
+                    f"within {timeout:.0f} s"
+                ) from None
+            except RayError as error:
+                raise self._translated(name, error) from error
+        return results
+
+    def _translated(self, name: str, error: RayError) -> RaygraftError:
+        """One of our errors for one of Ray's."""
+        where = f"device {name} on node {self._nodes[name].address}"
+        if isinstance(error, RayTaskError):
+            cause = error.cause
+            if isinstance(cause, RaygraftError):
+                return cause
+            return DeviceFailedError(f"{where} failed: {type(cause).__name__}: {cause}")
+        if isinstance(error, RayActorError):
+            return DeviceLostError(f"{where} was lost: its actor died")
+        return ClusterError(f"{where}: {error}")

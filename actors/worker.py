@@ -1,0 +1,171 @@
+"""A device: it answers questions, loads its part of a plan, and runs its resident loop.
+
+The worker knows nothing of Ray. An actor, or a thread, holds one and gives it its links.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from raygraft.actors.links import LinkFullError, Receiver, Sender
+from raygraft.actors.part import Answers, Links, Part, Questions
+from raygraft.actors.records import Record, RecordKind, describe
+from raygraft.graph.errors import DeviceFailedError, LinkError, RaygraftError
+from raygraft.graph.step import Step, step_from_arrays
+from raygraft.graph.tensors import WeightSource
+from raygraft.kernels import create_backend
+from raygraft.kernels.base import Array, BackendOptions, Description, Runner
+from raygraft.placement.plan import Transfer
+from raygraft.placement.schedule import StageTurn
+
+SLICE_SECONDS = 0.2
+"""How long one wait lasts before the loop looks whether it should stop."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a device has done so far. Times are in seconds."""
+
+    steps: int = 0
+    rows: int = 0
+    run_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    records_sent: int = 0
+    bytes_sent: int = 0
+
+
+class DeviceWorker:
+    """One device of a fleet."""
+
+    def __init__(self, name: str, backend: str, options: BackendOptions) -> None:
+        self.name = name
+        self.backend = create_backend(backend, options)
+        self.counters = Counters()
+        self._stopping = threading.Event()
+        self._part: Part | None = None
+        self._runners: dict[int, Runner] = {}
+
+    def describe(self) -> Description:
+        """What the device is, as it is now."""
+        return self.backend.describe()
+
+    def answer(self, questions: Questions) -> Answers:
+        """Answer all questions of a model at once."""
+        limits = questions.limits
+        return Answers(
+            description=self.describe(),
+            verdicts={s: self.backend.supports_op(s, limits) for s in questions.signatures},
+            weight_bytes={form: self.backend.weight_bytes(form) for form in questions.forms},
+        )
+
+    def load(self, part: Part, weights: WeightSource) -> None:
+        """Load the weights of a part of a plan, and make room for its cache.
+
+        Raises DeviceFailedError when the backend fails.
+        """
+        self._part = part
+        self._runners = {}
+        for number, subgraph in part.subgraphs.items():
+            try:
+                runner = self.backend.load(subgraph, weights, part.limits)
+                if subgraph.states:
+                    runner.allocate_state(part.cache_blocks, part.block_size)
+            except RaygraftError:
+                raise
+            except Exception as error:
+                where = self._regions(number)
+                raise DeviceFailedError(
+                    f"device {self.name} failed to load {where}: {type(error).__name__}: {error}"
+                ) from error
+            self._runners[number] = runner
+
+    def stop(self) -> None:
+        """Make the loop return soon, whatever it waits for."""
+        self._stopping.set()
+
+    def run(self, links: Links) -> None:
+        """The resident loop: one turn of every stage for each step, until shut down.
+
+        Raises LinkError when a record is not the expected one, DeviceFailedError when the
+        backend fails.
+        """
+        while (record := self._receive(links.control)) is not None:
+            if record.kind is RecordKind.SHUTDOWN:
+                return
+            self._step(record, links)
+
+    def _step(self, header: Record, links: Links) -> None:
+        assert self._part is not None
+        step = step_from_arrays(header.tensors)
+        values: dict[str, Array] = {}
+        for turn in self._part.schedule.turns:
+            for transfer in turn.receive:
+                record = self._receive(links.receivers[transfer.source])
+                if record is None:
+                    return
+                self._check(record, header, transfer)
+                values.update(zip(transfer.values, record.tensors, strict=True))
+            values.update(self._run(turn, step, values))
+            for transfer in turn.send:
+                self._send(links.senders[transfer.target], header, transfer, values)
+            for name in turn.forget:
+                del values[name]
+        self.counters.steps += 1
+        self.counters.rows += step.rows
+
+    def _run(self, turn: StageTurn, step: Step, values: dict[str, Array]) -> dict[str, Array]:
+        began = time.perf_counter()
+        inputs = {name: values[name] for name in turn.stage.inputs}
+        try:
+            outputs = self._runners[turn.stage.number].run(step, inputs)
+        except Exception as error:
+            raise DeviceFailedError(
+                f"device {self.name} failed in {self._regions(turn.stage.number)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        self.counters.run_seconds += time.perf_counter() - began
+        return outputs
+
+    def _receive(self, receiver: Receiver) -> Record | None:
+        """The next record; None when the device is told to stop."""
+        began = time.perf_counter()
+        while not self._stopping.is_set():
+            record = receiver.receive(SLICE_SECONDS)
+            if record is not None:
+                self.counters.wait_seconds += time.perf_counter() - began
+                return record
+        return None
+
+    def _send(
+        self, sender: Sender, header: Record, transfer: Transfer, values: dict[str, Array]
+    ) -> None:
+        tensors = tuple(np.ascontiguousarray(values[name]) for name in transfer.values)
+        place = (header.epoch, header.step, header.half_batch, transfer.number)
+        record = Record(RecordKind.DATA, *place, tensors)
+        while not self._stopping.is_set():
+            try:
+                sender.send(record, SLICE_SECONDS)
+            except LinkFullError:
+                continue
+            self.counters.records_sent += 1
+            self.counters.bytes_sent += sum(tensor.nbytes for tensor in tensors)
+            return
+
+    def _check(self, record: Record, header: Record, transfer: Transfer) -> None:
+        expected = (header.epoch, header.step, header.half_batch, transfer.number)
+        found = (record.epoch, record.step, record.half_batch, record.transfer)
+        if found != expected:
+            raise LinkError(
+                f"device {self.name} expected transfer {transfer.number} of step {header.step} "
+                f"from {transfer.source}, found a {describe(record)}"
+            )
+
+    def _regions(self, number: int) -> str:
+        assert self._part is not None
+        turns = self._part.schedule.turns
+        regions = next(turn.stage.regions for turn in turns if turn.stage.number == number)
+        return regions[0] if len(regions) == 1 else f"{regions[0]} to {regions[-1]}"

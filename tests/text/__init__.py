@@ -1,0 +1,1 @@
+"""Tests of the text package, against llama.cpp where it can be asked."""
