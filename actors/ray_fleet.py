@@ -77,7 +77,7 @@ class RayFleet:
             here = [spec for spec in self.specs if self._nodes[spec.name].id == node.id]
             threads = share_of_machine(here, node.cores)
             for spec in here:
-                self._actors[spec.name] = RayDevice.options(
+                self._actors[spec.name] = RayDevice.options(  # type: ignore[attr-defined]
                     scheduling_strategy=cluster.pinned_to(node)
                 ).remote(spec.name, spec.backend, BackendOptions(threads[spec.name]))
         self._ask({name: actor.describe.remote() for name, actor in self._actors.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from raygraft.graph.capability import Verdict, no
 from raygraft.graph.graph import Graph, Region
@@ -27,6 +27,10 @@ class DeviceSpec:
     """Selectors, kinds or names; when given, the device runs nothing else."""
     node: str | None = None
     """A label, host name or IP address of the cluster's node that it lives on."""
+
+    def with_threads(self, threads: int) -> DeviceSpec:
+        """The same device, with so many threads unless it names its own number."""
+        return self if self.threads is not None else replace(self, threads=threads)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType
 from gguf.constants import GGML_QUANT_SIZES
-from gguf.quants import quantize
+from gguf.quants import dequantize, quantize
 
 QUANTIZATIONS = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4")
-"""What the `gguf` package can write in blocks of 32; it only reads the K-quants."""
+"""What the `gguf` package can write, in rows of a multiple of 32."""
+
+K_QUANTIZATIONS = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+"""What it can only read, in rows of a multiple of 256: random blocks stand in for quantised
+weights. The numbers are where ggml-common.h has a block's float16 scale (and scale of minima)."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content']"
@@ -167,6 +171,25 @@ def random_weights(name: str, shape: tuple[int, ...], *, seed: int, tied: bool) 
     return np.float32(gain / np.sqrt(shape[-1])) * drawn
 
 
+def random_k_blocks(name: str, kind: GGMLQuantizationType, weights: np.ndarray) -> np.ndarray:
+    """Random blocks (uint8) of the same shape and standard deviation as `weights`, mean near 0."""
+    elements, size = GGML_QUANT_SIZES[kind]
+    random = np.random.default_rng([zlib.crc32(name.encode()), *weights[0, :4].view(np.uint32)])
+    count = weights.size // elements
+    blocks = random.integers(0, 256, (count, size), dtype=np.uint8)
+
+    def scale_by(factor: float) -> None:
+        # Quants of n bits have a mean of (2^n - 1) / 2, which the minima take away again.
+        minimum = {"Q2_K": 1.5, "Q4_K": 7.5, "Q5_K": 15.5}.get(kind.name, 0.0)
+        for offset, scale in zip(K_QUANTIZATIONS[kind.name], (1.0, minimum), strict=False):
+            value = np.array([factor * scale], dtype=np.float16)
+            blocks[:, offset : offset + 2] = value.view(np.uint8)
+
+    scale_by(1.0)
+    scale_by(float(weights.std() / dequantize(blocks, kind).std()))
+    return blocks.reshape(len(weights), -1)
+
+
 def write_tiny_llama(
     path: Path,
     *,
@@ -199,9 +222,9 @@ def write_tiny_llama(
     `vocabulary` (default: the tokenizer's own, 320 for gpt2, 383 for llama) adds unused tokens.
     `biases` gives every projection of a block one. `rope_factors` adds Llama 3's
     `rope_freqs.weight`. `rope_scaling` has `type` (`linear` or `yarn`), `factor`, and, for yarn,
-    `original_context`. `quantization` is one of QUANTIZATIONS for all matrices, or maps tensor
-    names to one (others stay F32); norms, biases and factors are always F32. `split` writes that
-    many files with the names and keys of llama.cpp's `gguf-split`.
+    `original_context`. `quantization` is one of QUANTIZATIONS or K_QUANTIZATIONS for all matrices,
+    or maps tensor names to one (others stay F32); norms, biases and factors are always F32.
+    `split` writes that many files with the names and keys of llama.cpp's `gguf-split`.
 
     For damaged files: `architecture` is any name, `omit` leaves out tensors and metadata keys by
     name, `reshape` maps tensor names to other NumPy shapes. Raises ValueError where rows do not
@@ -316,6 +339,8 @@ def _add_tensor(
         writer.add_tensor(name, weights)
     elif kind is GGMLQuantizationType.F16:
         writer.add_tensor(name, weights.astype(np.float16))
+    elif kind.name in K_QUANTIZATIONS:
+        writer.add_tensor(name, random_k_blocks(name, kind, weights), raw_dtype=kind)
     else:
         writer.add_tensor(name, quantize(weights, kind), raw_dtype=kind)
 

@@ -16,6 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from raygraft.graph.errors import ModelFileError, RequestError
+from raygraft.text.tokenizer import Tokenizer
 
 # ChatML, for files without a template.
 DEFAULT_TEMPLATE = (
@@ -63,14 +64,24 @@ class ChatTemplate:
             ) from error
         self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
 
+    @classmethod
+    def for_tokenizer(cls, tokenizer: Tokenizer) -> "ChatTemplate":
+        """The template of a model, with the model's own tokens. Raises `ModelFileError`."""
+        bos_token, eos_token = (
+            None if token_id is None else tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+            for token_id in (tokenizer.bos_id, tokenizer.eos_id)
+        )
+        return cls(tokenizer.chat_template, bos_token, eos_token)
+
     def render(
         self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The text of a conversation; a message has a `role` and a `content`.
 
-        With `add_generation_prompt`, the text ends where the model's answer begins. Raises
-        `RequestError` for a message without role or content, and where the template refuses the
-        conversation.
+        With `add_generation_prompt`, the text ends where the model's answer begins. Many
+        templates write the beginning-of-text token themselves: encode such a text without
+        `add_special`, or it begins twice. Raises `RequestError` for a message without role or
+        content, and where the template refuses the conversation.
         """
         for position, message in enumerate(messages):
             for key in ("role", "content"):

@@ -6,13 +6,15 @@ import pytest
 from raygraft.graph.errors import ModelFileError, RequestError
 from raygraft.text import ChatTemplate, Tokenizer
 
+from .vocabularies import make_named
+
 USER = {"role": "user", "content": "What is gravity?"}
 
 
 def test_the_demo_model_s_template(
     demo_tokenizer: Tokenizer, oracle_cases: list[dict[str, object]]
 ) -> None:
-    template = ChatTemplate(demo_tokenizer.chat_template)
+    template = ChatTemplate.for_tokenizer(demo_tokenizer)
     prompts = {case["name"]: case["prompt"] for case in oracle_cases}
     assert template.render([USER]) == prompts["chat_hello"]
 
@@ -41,6 +43,13 @@ def test_without_a_template_it_is_chatml() -> None:
 )
 def test_what_templates_are_written_for(source: str, text: str) -> None:
     assert ChatTemplate(source, "<s>", "</s>").render([USER]) == text
+
+
+def test_a_model_s_own_tokens() -> None:
+    metadata = make_named(["<s>", "</s>"], bos=3, eos=4)
+    metadata["tokenizer.chat_template"] = "{{ bos_token + messages[0].content + eos_token }}"
+    template = ChatTemplate.for_tokenizer(Tokenizer.from_metadata(metadata))
+    assert template.render([USER]) == "<s>What is gravity?</s>"
 
 
 def test_the_date() -> None:

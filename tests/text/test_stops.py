@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygraft.graph.errors import RequestError
@@ -31,12 +31,14 @@ def run(stops: Sequence[str], chunks: Sequence[str]) -> tuple[list[str], bool]:
 SHORT = st.text(alphabet="ab\n", min_size=1, max_size=5)
 
 
+@settings(deadline=None)
 @given(stops=st.lists(SHORT, max_size=4), chunks=st.lists(st.text(alphabet="ab\n", max_size=6)))
 def test_chunks_make_no_difference(stops: list[str], chunks: list[str]) -> None:
     emitted, stopped = run(stops, chunks)
     assert ("".join(emitted), stopped) == cut("".join(chunks), stops)
 
 
+@settings(deadline=None)
 @given(stops=st.lists(SHORT, max_size=4), text=st.text(alphabet="ab\n"))
 def test_no_more_is_held_back_than_needed(stops: list[str], text: str) -> None:
     matcher = StopMatcher(stops)

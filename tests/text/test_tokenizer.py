@@ -1,8 +1,9 @@
 import json
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raygraft.graph.errors import ModelFileError, RequestError
@@ -23,14 +24,16 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def test_prompts_of_the_oracle(
-    demo_tokenizer: Tokenizer, oracle_cases: list[dict[str, object]]
+    demo_tokenizer: Tokenizer, oracle_cases: list[dict[str, Any]]
 ) -> None:
     assert len(oracle_cases) == 12
     for case in oracle_cases:
         assert demo_tokenizer.encode(str(case["prompt"])) == case["prompt_tokens"], case["name"]
 
 
-def test_answers_of_the_oracle(demo_tokenizer: Tokenizer, oracle_cases: list[dict]) -> None:
+def test_answers_of_the_oracle(
+    demo_tokenizer: Tokenizer, oracle_cases: list[dict[str, Any]]
+) -> None:
     for case in oracle_cases:
         assert demo_tokenizer.decode(case["tokens"]) == case["text"], case["name"]
 
@@ -49,7 +52,7 @@ def test_demo_model(demo_tokenizer: Tokenizer) -> None:
     [
         ("", []),
         (" ", [216]),
-        ("     ", [216, 216, 216, 216, 216]),
+        ("     ", [4444]),
         ("<|im_start|><|im_end|><|im_start|>", [1, 2, 1]),
         ("<|im_end|>\n", [2, 198]),
         (" <|im_end|> ", [216, 2, 216]),
@@ -115,13 +118,15 @@ def test_phi_3_swallows_spaces_after_special_tokens() -> None:
         assert tokenizer.encode("<|user|> a<s> a") == ids
 
 
-@given(text=st.text())
+@settings(deadline=None)
+@given(text=st.text().filter(lambda text: "▁" not in text))  # SentencePiece's own space
 def test_what_is_encoded_is_decoded_again(text: str) -> None:
     for tokenizer in TOKENIZERS.values():
         ids = tokenizer.encode(text, add_special=False, parse_special=False)
         assert tokenizer.decode(ids, begins_text=True) == text
 
 
+@settings(deadline=None)
 @given(data=st.binary())
 def test_a_detokenizer_gives_what_decode_gives(data: bytes) -> None:
     tokenizer = TOKENIZERS["llama"]

@@ -19,7 +19,7 @@ REQUIRED = ("default", "gpt-2", "llama-bpe", "llama3", "smollm", "qwen2", "deeps
 # One name for each set of patterns is enough; the required names are all asked.
 NAMES = sorted({*REQUIRED, *{cuts: name for name, cuts in PRE_TOKENIZERS.items()}.values()})
 DEMO_SPECIALS = "<|im_start|> <|im_end|> <|endoftext|> <reponame> <|im_start _end|>"
-LLAMA_SPECIALS = "<s> </s> <|user|> [user] <unk> <0x41> <unused0> ▁ <|user"
+LLAMA_SPECIALS = "<s> </s> <|user|> [user] <unk> <0x41> <unused0> <|endoftext|> ▁ <|user"
 
 
 def compare(metadata: Metadata, path: Path, specials: str, seed: int) -> None:
@@ -53,17 +53,17 @@ def test_the_demo_vocabulary(name: str, demo_metadata: Metadata, seed: int, tmp_
 
 
 @pytest.mark.parametrize(
-    "flags",
+    "more",
     [
         {},
-        {"add_space_prefix": False},
-        {"add_bos_token": False, "add_eos_token": True},
+        {"tokenizer.ggml.add_space_prefix": False},
+        {"tokenizer.ggml.add_bos_token": False, "tokenizer.ggml.add_eos_token": True},
+        {"general.name": "Phi-3 Mini"},
     ],
-    ids=str,
+    ids=["plain", "no_space", "end_only", "phi_3"],
 )
-def test_sentence_pieces(flags: dict[str, bool], seed: int, tmp_path: Path) -> None:
-    flagged = {f"tokenizer.ggml.{name}": value for name, value in flags.items()}
-    compare(make_sentence_pieces(seed) | flagged, tmp_path, LLAMA_SPECIALS, seed)
+def test_sentence_pieces(more: Metadata, seed: int, tmp_path: Path) -> None:
+    compare(make_sentence_pieces(seed) | more, tmp_path, LLAMA_SPECIALS, seed)
 
 
 HARMONY = ("<|return|>", "<|call|>", "<|channel|>", "<|message|>", "<|start|>", "<|end|>")

@@ -72,7 +72,7 @@ def write_idle_model(metadata: Mapping[str, object], path: Path) -> None:
     writer.add_head_count(1)
     writer.add_layer_norm_rms_eps(1e-5)
     for key, value in metadata.items():
-        if key.startswith("tokenizer.ggml."):
+        if key == "general.name" or key.startswith("tokenizer.ggml."):
             writer.add_key_value(key, value, *_value_types(value))
     tokens = metadata["tokenizer.ggml.tokens"]
     assert isinstance(tokens, Sequence)

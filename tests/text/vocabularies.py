@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 from gguf import TokenType
 
@@ -10,7 +11,7 @@ from raygraft.text.byte_level import byte_characters
 
 from .random_texts import draw_text
 
-Metadata = dict[str, object]
+Metadata = dict[str, Any]
 
 
 def make_byte_pairs(pre_tokenizer: str) -> Metadata:
@@ -46,7 +47,7 @@ def make_sentence_pieces(seed: int, size: int = 1500) -> Metadata:
     special = {"<unk>": TokenType.UNKNOWN, "<s>": TokenType.CONTROL, "</s>": TokenType.CONTROL}
     special |= {f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)}
     special |= {"<|user|>": TokenType.CONTROL, "[user]": TokenType.USER_DEFINED}
-    special |= {"<unused0>": TokenType.UNUSED}
+    special |= {"<|endoftext|>": TokenType.CONTROL, "<unused0>": TokenType.UNUSED}
     pieces = [piece for piece, _ in counts.most_common(size) if piece not in special]
     scores = [float(-random.randrange(1, size // 2)) for _ in pieces]
     return {

@@ -1,0 +1,126 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from raygraft.configuration import Configuration, parse_devices, parse_rules, read_configuration
+from raygraft.llm import DEFAULT_DEVICE
+
+_MODEL = "Model"
+_PLACES = "Devices and placement"
+_SAMPLING = "Sampling"
+
+ModelOption = Annotated[
+    Path | None,
+    typer.Option(
+        "-m", "--model", help="A GGUF file. Default: the demo model.", rich_help_panel=_MODEL
+    ),
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "-c",
+        "--ctx-size",
+        min=1,
+        help="Tokens of context. Default: what fits, at most what the model was trained for.",
+        rich_help_panel=_MODEL,
+    ),
+]
+DeviceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        metavar="NAME[:KEY=VALUE,...]",
+        help="A device, repeated. Keys: backend, threads, memory (2GiB), "
+        "regions (attention+head), node (a label, host or address of the cluster).",
+        rich_help_panel=_PLACES,
+    ),
+]
+DevicesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--devices",
+        "--cluster",
+        metavar="FILE",
+        help="Devices from a YAML file, or from a cluster.yaml.",
+        rich_help_panel=_PLACES,
+    ),
+]
+PlaceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--place",
+        metavar="SELECTOR=DEVICE",
+        help="A rule, repeated; the last that matches wins. "
+        "'blk.[0-15].attn=gpu0', 'kind:ffn=a|b'.",
+        rich_help_panel=_PLACES,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "-t",
+        "--threads",
+        min=1,
+        help="Threads of each device that names none itself. Default: the cores, shared.",
+        rich_help_panel=_PLACES,
+    ),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        envvar="RAY_ADDRESS",
+        help="Join this Ray cluster ('auto' finds a local one). Default: start one, and stop it.",
+        rich_help_panel=_PLACES,
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")
+]
+PredictOption = Annotated[
+    int,
+    typer.Option(
+        "-n",
+        "--n-predict",
+        min=-1,
+        help="Most tokens to generate; -1 goes on to the end of the context.",
+        rich_help_panel=_SAMPLING,
+    ),
+]
+TemperatureOption = Annotated[
+    float,
+    typer.Option("--temp", min=0, help="0 takes the best token.", rich_help_panel=_SAMPLING),
+]
+TopKOption = Annotated[
+    int,
+    typer.Option("--top-k", min=0, help="0 keeps all tokens.", rich_help_panel=_SAMPLING),
+]
+TopPOption = Annotated[float, typer.Option("--top-p", min=0, max=1, rich_help_panel=_SAMPLING)]
+MinPOption = Annotated[float, typer.Option("--min-p", min=0, max=1, rich_help_panel=_SAMPLING)]
+RepeatPenaltyOption = Annotated[
+    float,
+    typer.Option("--repeat-penalty", help="1 is none.", rich_help_panel=_SAMPLING),
+]
+SeedOption = Annotated[
+    int,
+    typer.Option("-s", "--seed", min=-1, help="-1 draws one.", rich_help_panel=_SAMPLING),
+]
+
+
+def configuration(
+    devices: Path | None,
+    device: list[str] | None,
+    place: list[str] | None,
+    threads: int | None = None,
+) -> Configuration:
+    """Devices and rules of a command; rules of the command line come after those of the file."""
+    from_file = read_configuration(devices) if devices else Configuration((), ())
+    specs = parse_devices((*from_file.devices, *(device or ()))) or (DEFAULT_DEVICE,)
+    if threads is not None:
+        specs = tuple(spec.with_threads(threads) for spec in specs)
+    return Configuration(specs, (*from_file.rules, *parse_rules(place)))

@@ -1,0 +1,167 @@
+"""What a person writes about devices and rules: options, mappings, YAML files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from raygraft.graph.errors import ConfigurationError
+from raygraft.graph.selectors import Selector
+from raygraft.kernels import BACKENDS, DEFAULT_BACKEND
+from raygraft.placement.devices import ENGINE, DeviceSpec
+from raygraft.placement.rules import Rule
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_SIZE = re.compile(r"^(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmg]?i?)b?$", re.IGNORECASE)
+_NAME = re.compile(r"^[A-Za-z][\w-]*$")
+
+Place = Mapping[str, str] | Sequence[str]
+Device = DeviceSpec | Mapping[str, Any] | str
+
+
+def parse_size(value: object) -> object:
+    """Bytes of "2GiB", "500MB" or a plain number; raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.match(value.strip())
+    if match is None or match["unit"].lower() not in _UNITS:
+        raise ValueError(f"{value!r} is no amount of memory; accepted are 2GiB, 500MB or bytes")
+    return int(float(match["number"]) * _UNITS[match["unit"].lower()])
+
+
+def _split_regions(value: object) -> object:
+    return value.split("+") if isinstance(value, str) else value
+
+
+class DeviceConfig(BaseModel):
+    """One device, in the form that YAML files and `--device` share."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    backend: str = DEFAULT_BACKEND
+    threads: int | None = Field(None, ge=1)
+    memory: Annotated[int | None, BeforeValidator(parse_size), Field(ge=1)] = None
+    regions: Annotated[list[str], BeforeValidator(_split_regions)] = []
+    node: str | None = None
+
+    def spec(self) -> DeviceSpec:
+        """The device, checked beyond its types. Raises ConfigurationError."""
+        if not _NAME.match(self.name) or self.name == ENGINE:
+            raise ConfigurationError(
+                f"{self.name!r} cannot be a device's name: accepted are letters, digits, - and _, "
+                f"beginning with a letter, and not {ENGINE!r}"
+            )
+        if self.backend not in BACKENDS:
+            raise ConfigurationError(
+                f"device {self.name}: backend {self.backend!r} is not known; "
+                f"known are {', '.join(sorted(BACKENDS))}"
+            )
+        for item in self.regions:
+            Selector.parse(item)
+        regions = tuple(self.regions)
+        return DeviceSpec(self.name, self.backend, self.threads, self.memory, regions, self.node)
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Devices and rules of one file."""
+
+    devices: tuple[DeviceSpec, ...]
+    rules: tuple[Rule, ...]
+
+
+def parse_device(device: Device, where: str = "") -> DeviceSpec:
+    """A device from `NAME:key=value,...`, or from a mapping with the same keys.
+
+    Raises ConfigurationError, which names the key and what would be accepted.
+    """
+    if isinstance(device, DeviceSpec):
+        return device
+    data = _device_option(device) if isinstance(device, str) else dict(device)
+    try:
+        return DeviceConfig.model_validate(data).spec()
+    except ValidationError as error:
+        name = data.get("name", "without a name")
+        raise ConfigurationError(f"{where}device {name}: {_first(error)}") from error
+
+
+def _device_option(text: str) -> dict[str, Any]:
+    name, _, rest = text.partition(":")
+    data: dict[str, Any] = {"name": name}
+    for item in filter(None, rest.split(",")):
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise ConfigurationError(
+                f"device {text!r}: {item!r} has no value; expected NAME:key=value,key=value"
+            )
+        data[key.strip()] = value.strip()
+    return data
+
+
+def _first(error: ValidationError) -> str:
+    """The first complaint in words, with the keys that would be accepted."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"]) or "it"
+    if first["type"] == "extra_forbidden":
+        accepted = ", ".join(DeviceConfig.model_fields)
+        return f"{place!r} is no key of a device; accepted are {accepted}"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def parse_devices(devices: Iterable[Device], where: str = "") -> tuple[DeviceSpec, ...]:
+    """Several devices; raises ConfigurationError when two share a name."""
+    specs = tuple(parse_device(device, where) for device in devices)
+    names = [spec.name for spec in specs]
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise ConfigurationError(f"{where}two devices are named {repeated[0]!r}")
+    return specs
+
+
+def parse_rules(place: Place | None) -> tuple[Rule, ...]:
+    """Rules from a mapping selector -> device, or from `SELECTOR=DEVICE` texts."""
+    if place is None:
+        return ()
+    if isinstance(place, Mapping):
+        return tuple(Rule.of(selector, device) for selector, device in place.items())
+    return tuple(Rule.parse(text) for text in place)
+
+
+def read_configuration(path: str | Path) -> Configuration:
+    """Devices and rules of a YAML file: at its top, or in `metadata.raygraft` of a cluster file.
+
+    Raises ConfigurationError, which names the file and the key.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
+    own = data
+    for key in ("metadata", "raygraft") if isinstance(data, dict) and "metadata" in data else ():
+        own = own.get(key) if isinstance(own, dict) else None
+    if not isinstance(own, dict) or not isinstance(own.get("devices"), list) or not own["devices"]:
+        raise ConfigurationError(
+            f"{path}: no devices: expected a list under `devices`, "
+            "or under `metadata.raygraft.devices` of a cluster file"
+        )
+    if unknown := own.keys() - {"devices", "place"}:
+        raise ConfigurationError(
+            f"{path}: {min(map(str, unknown))!r} is not known here; accepted are devices and place"
+        )
+    wrong = [entry for entry in own["devices"] if not isinstance(entry, dict | str)]
+    if wrong:
+        raise ConfigurationError(f"{path}: devices: {wrong[0]!r} is no device")
+    place = own.get("place")
+    if not isinstance(place, dict | list | None):
+        raise ConfigurationError(f"{path}: place: expected selectors with their devices")
+    return Configuration(parse_devices(own["devices"], f"{path}: "), parse_rules(place))
