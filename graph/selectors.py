@@ -19,8 +19,8 @@ from fnmatch import fnmatchcase
 from raygraft.graph.errors import SelectorError
 from raygraft.graph.graph import Graph, Region
 
-_RANGE = re.compile(r"^\[(?P<items>\d+(-\d+)?(,\d+(-\d+)?)*)\]$")
-_SEGMENT = re.compile(r"^[\w*?]+$")
+_RANGE = re.compile(r"\[\d+(-\d+)?(,\d+(-\d+)?)*\]")
+_SEGMENT = re.compile(r"[\w*?]+")
 _KIND = "kind:"
 
 
@@ -38,7 +38,7 @@ class Selector:
         text = text.strip()
         if text.startswith(_KIND):
             kind = text.removeprefix(_KIND)
-            if not _SEGMENT.match(kind):
+            if not _SEGMENT.fullmatch(kind):
                 raise SelectorError(f"selector {text!r}: {kind!r} is no kind of region")
             return cls(text, kind, ())
         segments = tuple(text.split("."))
@@ -79,9 +79,9 @@ class Selector:
 
 
 def _check_segment(text: str, segment: str) -> None:
-    match = _RANGE.match(segment)
+    match = _RANGE.fullmatch(segment)
     if match is None:
-        if not _SEGMENT.match(segment):
+        if not _SEGMENT.fullmatch(segment):
             raise SelectorError(
                 f"selector {text!r}: cannot read {segment!r}; "
                 "a segment is a name, a pattern with * or ?, or a range such as [0-11]"

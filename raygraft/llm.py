@@ -143,6 +143,7 @@ class LLM:
                 engine_node=fleet.node,
             )
             self.tokenizer = self.model.tokenizer
+            self._template = ChatTemplate.for_tokenizer(self.tokenizer)
             self._engine = Engine(
                 self.plan,
                 graph,
@@ -209,12 +210,7 @@ class LLM:
 
     def render_chat(self, messages: Sequence[Message]) -> str:
         """A conversation as a prompt, by the model's own chat template."""
-        tokenizer = self.tokenizer
-        bos, eos = (
-            "" if token is None else tokenizer.token_bytes(token).decode(errors="replace")
-            for token in (tokenizer.bos_id, tokenizer.eos_id)
-        )
-        return ChatTemplate(tokenizer.chat_template, bos, eos).render(messages)
+        return self._template.render(messages)
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """Answer a conversation of messages with `role` and `content`."""
