@@ -56,7 +56,9 @@ def build_step(chunks: Sequence[Chunk]) -> Step:
         positions += range(start, stop)
         owners += [number] * chunk.rows
         logit_rows += range(len(tokens) - chunk.logits, len(tokens))
-        sampled += [(chunk.sequence, position) for position in range(stop - chunk.logits + 1, stop + 1)]
+        sampled += [
+            (chunk.sequence, position) for position in range(stop - chunk.logits + 1, stop + 1)
+        ]
     tables = np.full((len(chunks), max(len(c.sequence.pages) for c in chunks)), -1, np.int32)
     for number, chunk in enumerate(chunks):
         tables[number, : len(chunk.sequence.pages)] = chunk.sequence.pages

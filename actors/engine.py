@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 from raygraft.actors.batch import Chunk, build_step, choose_chunks
 from raygraft.actors.fleet import Fleet, Wires
-from raygraft.actors.links import LinkFullError
 from raygraft.actors.pages import PagePool
-from raygraft.actors.records import Record, RecordKind
+from raygraft.actors.records import Record, RecordKind, describe
 from raygraft.actors.request import FinishReason, GeneratedSequence, SamplingParams, Token
-from raygraft.graph.errors import LinkError, RaygraftError, RequestError
+from raygraft.graph.errors import LinkError, LinkFullError, RaygraftError, RequestError, RunError
 from raygraft.graph.gguf_file import ModelFile
 from raygraft.graph.graph import Graph
 from raygraft.graph.step import step_to_arrays
@@ -69,7 +68,9 @@ class Engine:
         self._running: list[GeneratedSequence] = []
         self._sequences = 0
         self._step = 0
+        self._deadline = 0.0
         self._failure: RaygraftError | None = None
+        self._closed = False
         self._wires: Wires = fleet.load(plan, graph, model, self.epoch)
 
     @property
@@ -114,13 +115,16 @@ class Engine:
         """
         if self._failure is not None:
             raise self._failure
+        if self._closed:
+            raise RunError("this engine was shut down")
         self._admit()
         chunks = choose_chunks(self._running, self.plan.limits.max_rows)
         if not chunks:
             return []
         began = time.perf_counter()
         try:
-            record = self._pass(chunks)
+            self._send_header(chunks)
+            record = self._receive_result()
         except RaygraftError as error:
             self._failure = error
             raise
@@ -129,7 +133,8 @@ class Engine:
 
     def shutdown(self) -> None:
         """End all loops, and everything that the fleet started."""
-        if self._failure is None:
+        if self._failure is None and not self._closed:
+            self._closed = True
             record = Record(RecordKind.SHUTDOWN, self.epoch, self._step + 1, 0)
             for sender in self._wires.control.values():
                 try:
@@ -161,35 +166,39 @@ class Engine:
         self._pages.give_back(sequence.pages)
         sequence.pages = []
 
-    def _pass(self, chunks: Sequence[Chunk]) -> Record:
-        """Send the header to every device, and wait for what comes out at the other end."""
+    def _send_header(self, chunks: Sequence[Chunk]) -> None:
+        """Send the step's header to every device."""
         self._step += 1
+        self._deadline = time.monotonic() + self._step_seconds
         arrays = step_to_arrays(build_step(chunks))
         header = Record(RecordKind.STEP, self.epoch, self._step, 0, 0, arrays)
-        deadline = time.monotonic() + self._step_seconds
+        # If an interrupt ends this loop, some devices have the header and others have not.
+        self._failure = RunError("a step was interrupted while it was sent; make a new LLM")
         for name, sender in self._wires.control.items():
             while True:
                 try:
                     sender.send(header, SLICE_SECONDS)
                     break
                 except LinkFullError:
-                    self._wait_on(deadline, f"device {name} to take a step's header")
+                    self._look_after(f"device {name} to take a step's header")
+        self._failure = None
+
+    def _receive_result(self) -> Record:
+        """Wait for what comes out at the other end of the plan."""
         while True:
             record = self._wires.results.receive(SLICE_SECONDS)
-            if record is not None:
-                break
-            self._wait_on(deadline, f"the result of step {self._step}")
-        if (record.epoch, record.step) != (self.epoch, self._step):
-            raise LinkError(
-                f"expected the result of step {self._step} of epoch {self.epoch}, "
-                f"found step {record.step} of epoch {record.epoch}"
-            )
-        return record
+            if record is None:
+                self._look_after(f"the result of step {self._step}")
+            elif (record.epoch, record.step) == (self.epoch, self._step):
+                return record
+            elif record.step > self._step:
+                raise LinkError(f"waited for step {self._step}, found {describe(record)}")
+            # else the result of a step whose caller was interrupted: nobody waits for it
 
-    def _wait_on(self, deadline: float, what: str) -> None:
-        """Look after the devices between two waits."""
+    def _look_after(self, what: str) -> None:
+        """Between two waits: are all devices alive, and is there time left?"""
         self.fleet.check()
-        if time.monotonic() > deadline:
+        if time.monotonic() > self._deadline:
             raise LinkError(f"waited {self._step_seconds:.0f} s for {what}: a device hangs")
 
     def _count(self, chunks: Sequence[Chunk], seconds: float) -> None:

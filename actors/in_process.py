@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
 
 from raygraft.actors.fleet import Wires, profile_of, share_of_machine
@@ -28,11 +29,13 @@ class InProcessFleet:
     def __init__(self, specs: Sequence[DeviceSpec], *, asked: bool = True) -> None:
         self.specs = tuple(specs)
         self._asked = asked
-        threads = share_of_machine(list(specs), os.cpu_count() or 1)
-        self._workers = {
-            spec.name: DeviceWorker(spec.name, spec.backend, BackendOptions(threads[spec.name]))
-            for spec in specs
-        }
+        self._workers: dict[str, DeviceWorker] = {}
+        for node in dict.fromkeys(map(self._node_of, specs)):
+            here = [spec for spec in specs if self._node_of(spec) == node]
+            threads = share_of_machine(here, os.cpu_count() or 1)
+            for spec in here:
+                options = BackendOptions(threads[spec.name])
+                self._workers[spec.name] = DeviceWorker(spec.name, spec.backend, options)
         self._threads: list[threading.Thread] = []
         self._failures: list[Exception] = []
         self._used: tuple[str, ...] = ()
@@ -43,13 +46,13 @@ class InProcessFleet:
 
     def profiles(self, questions: Questions) -> tuple[DeviceProfile, ...]:
         """See `Fleet.profiles`."""
-        sharers = sum(spec.memory is None for spec in self.specs)
+        sharers = Counter(self._node_of(spec) for spec in self.specs if spec.memory is None)
         return tuple(
             profile_of(
                 spec,
                 self._workers[spec.name].answer(questions),
-                node=self.node,
-                sharers=sharers,
+                node=self._node_of(spec),
+                sharers=sharers[self._node_of(spec)],
                 asked=self._asked,
             )
             for spec in self.specs
@@ -95,6 +98,10 @@ class InProcessFleet:
         for thread in self._threads:
             thread.join(JOIN_SECONDS)
         self._threads.clear()
+
+    def _node_of(self, spec: DeviceSpec) -> str:
+        """Declared devices keep the nodes of their own, so that a plan shows its real links."""
+        return self.node if self._asked or spec.node is None else spec.node
 
     def _run(self, worker: DeviceWorker, links: Links) -> None:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class PagePool:
-    """Numbers of free pages. One page holds `block_size` tokens, on every device that has a cache."""
+    """Numbers of free pages. A page holds `block_size` tokens, on every device with a cache."""
 
     def __init__(self, blocks: int, block_size: int) -> None:
         self.blocks = blocks

@@ -74,7 +74,9 @@ class StoredWeights:
 
     def read(self, weight: WeightSlice) -> QuantizedTensor:
         """The raw bytes of a slice, as a view of the object store."""
-        return take_slice(ray.get(self._stored[weight.tensor]), self._tensors[weight.tensor], weight)
+        return take_slice(
+            ray.get(self._stored[weight.tensor]), self._tensors[weight.tensor], weight
+        )
 
 
 def link_name(source: str, target: str) -> str:

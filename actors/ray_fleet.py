@@ -66,7 +66,7 @@ class RayFleet:
             self.node = cluster.own_node()
             living = cluster.nodes()
             self._nodes = {s.name: cluster.find_node(s.node, s.name, living) for s in specs}
-            progress(f"starting {len(specs)} device actors")
+            progress(f"starting {len(specs)} device actor{'s' * (len(specs) != 1)}")
             self._start()
         except BaseException:
             self.shutdown()
@@ -193,13 +193,19 @@ class RayFleet:
         if not self._loops:
             return
         ended, _ = ray.wait(list(self._loops), num_returns=len(self._loops), timeout=0)
-        for loop in ended:
-            name = self._loops[loop]
-            try:
-                ray.get(loop)
-            except RayError as error:
-                raise self._translated(name, error) from error
-            raise DeviceFailedError(f"device {name} left its loop without being told to")
+        errors = [self._end_of(self._loops[loop], loop) for loop in ended]
+        # A dead actor makes the links of others fail; it is the one to name.
+        errors.sort(key=lambda error: not isinstance(error, DeviceLostError))
+        if errors:
+            raise errors[0]
+
+    def _end_of(self, name: str, loop: Any) -> RaygraftError:
+        """Why a loop has ended."""
+        try:
+            ray.get(loop)
+        except RayError as error:
+            return self._translated(name, error)
+        return DeviceFailedError(f"device {name} left its loop without being told to")
 
     def counters(self) -> dict[str, Counters]:
         """See `Fleet.counters`."""

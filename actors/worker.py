@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raygraft.actors.links import LinkFullError, Receiver, Sender
+from raygraft.actors.links import Receiver, Sender
 from raygraft.actors.part import Answers, Links, Part, Questions
 from raygraft.actors.records import Record, RecordKind, describe
-from raygraft.graph.errors import DeviceFailedError, LinkError, RaygraftError
+from raygraft.graph.errors import DeviceFailedError, LinkError, LinkFullError, RaygraftError
 from raygraft.graph.step import Step, step_from_arrays
 from raygraft.graph.tensors import WeightSource
 from raygraft.kernels import create_backend

@@ -14,6 +14,7 @@
         ├── DeviceLostError         an actor or its node died
         ├── DeviceFailedError       a backend raised an error
         ├── LinkError               a record was late, or out of order
+        │   └── LinkFullError           there was no room in time: the one error to try again after
         └── ClusterError            Ray could not be started or joined, or a node is missing
 
 Every message says what was wanted, what was there, and which file, region or device it is about.
@@ -78,6 +79,10 @@ class DeviceFailedError(RunError):
 
 class LinkError(RunError):
     """A record did not arrive in time, or was not the one the schedule expects."""
+
+
+class LinkFullError(LinkError):
+    """There was no room in time. The record was not sent, and can be sent again."""
 
 
 class ClusterError(RunError):

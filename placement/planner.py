@@ -198,10 +198,12 @@ def _does_not_fit(problem: Problem, applied: dict[str, Applied]) -> str:
 
 
 def size(nbytes: int) -> str:
-    """Bytes for a person: 513 MiB."""
+    """Bytes for a person: 5.1 MiB, 513 MiB."""
+    if nbytes < 1024:
+        return f"{nbytes} B"
     amount = float(nbytes)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}"
+    for unit in ("KiB", "MiB", "GiB"):
         amount /= 1024
-    return f"{amount:.1f} GiB"
+        if amount < 1024:
+            break
+    return f"{amount:.{0 if amount >= 100 else 1}f} {unit}"

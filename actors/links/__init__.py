@@ -9,7 +9,7 @@
 `base.py` says what both ends of every link must do.
 """
 
-from raygraft.actors.links.base import LinkFullError, Receiver, Sender
+from raygraft.actors.links.base import Receiver, Sender
 from raygraft.actors.links.local import LocalReceiver, LocalSender, local_link
 from raygraft.actors.links.object import (
     Inbox,
@@ -28,7 +28,6 @@ from raygraft.actors.links.ring import (
 
 __all__ = [
     "Inbox",
-    "LinkFullError",
     "LocalReceiver",
     "LocalSender",
     "ObjectReceiver",

@@ -9,11 +9,6 @@ from __future__ import annotations
 from typing import Protocol
 
 from raygraft.actors.records import Record
-from raygraft.graph.errors import LinkError
-
-
-class LinkFullError(LinkError):
-    """There was no room in time. The record was not sent, and can be sent again."""
 
 
 class Sender(Protocol):

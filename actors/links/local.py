@@ -9,9 +9,8 @@ from __future__ import annotations
 import queue
 from dataclasses import replace
 
-from raygraft.actors.links.base import LinkFullError
 from raygraft.actors.records import Record, describe
-from raygraft.graph.errors import LinkError
+from raygraft.graph.errors import LinkError, LinkFullError
 
 
 def local_link(slots: int, name: str = "local") -> tuple[LocalSender, LocalReceiver]:

@@ -25,9 +25,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from raygraft.actors.links.base import LinkFullError
 from raygraft.actors.records import Record, describe
-from raygraft.graph.errors import DeviceLostError, LinkError
+from raygraft.graph.errors import LinkError, LinkFullError
 
 Call = Callable[..., Any]
 Await = Callable[[Any, float], tuple[bool, Any]]
@@ -203,7 +202,7 @@ class PulledReceiver:
 def await_reply(link: str) -> Await:
     """Waits for a Ray reference: (True, value), or (False, None) when it is not ready in time.
 
-    Raises DeviceLostError when the actor is gone, and LinkError when its method failed.
+    Raises LinkError when the actor is gone, or its method failed.
     """
     import ray  # noqa: PLC0415  # the classes here need no Ray
     from ray.exceptions import RayActorError, RayError  # noqa: PLC0415
@@ -215,7 +214,7 @@ def await_reply(link: str) -> Await:
         try:
             return True, ray.get(reference)
         except RayActorError as error:
-            raise DeviceLostError(f"link {link}: the actor at its other end is gone") from error
+            raise LinkError(f"link {link}: the actor at its other end is gone") from error
         except RayError as error:
             raise LinkError(f"link {link}: the other end failed: {error}") from error
 

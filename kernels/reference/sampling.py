@@ -94,7 +94,6 @@ def _draw(logits: Vector, sampling: Sampling, row: int) -> int:
 
 def _uniform(sampling: Sampling, row: int) -> float:
     """A number in [0, 1) that only depends on seed, stream and position."""
-    mask = 2**64 - 1
-    key = [int(sampling.seed[row]) & mask, int(sampling.stream[row]) & mask]
+    key = np.array([sampling.seed[row], sampling.stream[row]], np.int64).view(np.uint64)
     generator = np.random.Philox(key=key, counter=[int(sampling.position[row]), 0, 0, 0])
     return float(np.random.Generator(generator).random())

@@ -94,7 +94,7 @@ def plan_line(plan: Plan) -> str:
     nbytes = sum(transfer.row_bytes for transfer in plan.transfers)
     links = sorted({transfer.link for transfer in plan.transfers})
     return (
-        f"{plan.hops} hops a token ({' and '.join(links)}), {size(nbytes)} in all; "
+        f"{plan.hops} hop{'s' * (plan.hops != 1)} a token ({' and '.join(links)}), {size(nbytes)} in all; "
         f"context {plan.limits.context} tokens, {plan.cache_blocks} cache pages of "
         f"{plan.block_size}"
     )

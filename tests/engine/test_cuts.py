@@ -1,9 +1,9 @@
 """The same tokens and log probabilities, however the model is cut across Ray actors."""
 
 import pytest
+from engine.comparison import answer, largest_difference
 
 from raygraft import LLM
-from engine.comparison import answer, largest_difference
 
 CASES = ("capital", "unicode", "dialog", "long")
 DEALT = {f"blk.[{','.join(str(n) for n in range(i, 30, 4))}]": d for i, d in enumerate("abcd")}

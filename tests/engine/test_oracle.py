@@ -1,9 +1,10 @@
 """The demo model says what llama.cpp says on the same weights in float32."""
 
+from engine.comparison import answer, largest_difference
+
 from raygraft import LLM
 from raygraft.graph.gguf_file import ModelFile
 from raygraft.text import Tokenizer
-from engine.comparison import answer, largest_difference
 
 TOLERANCE = 0.01
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from raygraft.actors.links import LinkFullError, local_link
+from raygraft.actors.links import local_link
 from raygraft.actors.records import Record, RecordKind
-from raygraft.graph.errors import LinkError
+from raygraft.graph.errors import LinkError, LinkFullError
 
 
 def test_tensors_are_copied() -> None:

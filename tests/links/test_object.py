@@ -18,7 +18,7 @@ from raygraft.actors.links import (
 )
 from raygraft.actors.links.object import await_reply
 from raygraft.actors.records import Record, RecordKind
-from raygraft.graph.errors import DeviceLostError, LinkError
+from raygraft.graph.errors import LinkError
 
 
 def numbered(number: int) -> Record:
@@ -192,7 +192,7 @@ def test_between_two_actors_and_to_the_driver(ray_cluster: None) -> None:
         assert (record.tensors[0] == number).all()
     ray.get(loops, timeout=30)
     ray.kill(last)
-    with pytest.raises(DeviceLostError, match="to driver: the actor at its other end is gone"):
+    with pytest.raises(LinkError, match="to driver: the actor at its other end is gone"):
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             receiver.receive(0.2)
