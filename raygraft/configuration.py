@@ -144,6 +144,10 @@ def read_configuration(path: str | Path) -> Configuration:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ConfigurationError(f"{path}: no YAML: {where}{error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: no YAML: {' '.join(str(error).split())}") from error
     own = data

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import raygraft
 from raygraft.cli import chat, devices, plan, regions, run
+from raygraft.graph.errors import RaygraftError
+
+
+class Commands(TyperGroup):
+    """All commands end in the same way, whatever they raise on purpose."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; an error becomes one line, and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except RaygraftError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise typer.Exit(130) from None
+
 
 app = typer.Typer(
     name="raygraft",
+    cls=Commands,
     help="Run a language model with each functional region of its graph on the device that "
     "suits it.",
     epilog="Start with: raygraft run -p 'The capital of France is' --show-plan",

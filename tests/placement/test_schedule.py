@@ -1,0 +1,126 @@
+"""Schedules and rings: whatever the interleaving, nobody waits for room and nobody for ever."""
+
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+from device_profiles import LIMITS, assignment_of, device
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ring_simulator import Choice, DeadlockError, simulate
+
+from raygraft.graph.graph import Graph
+from raygraft.placement.devices import ENGINE
+from raygraft.placement.plan import Plan
+from raygraft.placement.planner import make_plan
+from raygraft.placement.rules import Rule
+from raygraft.placement.schedule import ring_slots, schedule_of, used_devices
+
+NAMES = "abcde"
+
+
+def plan_of(graph: Graph, device_of: dict[str, str]) -> Plan:
+    rules = [Rule.parse(f"{leaf}={name}") for leaf, name in device_of.items()]
+    devices = [device(graph, name) for name in NAMES]
+    return make_plan(graph, devices, rules, limits=LIMITS)
+
+
+QKV_CORE_OUT = {
+    "a": "model",
+    "b": "blk.0.attn.core blk.1.attn.core",
+    "c": "blk.0.attn.out blk.1.attn.out",
+}
+
+
+def test_turns_of_a_device(tiny_graph: Graph) -> None:
+    plan = plan_of(tiny_graph, assignment_of(tiny_graph, **QKV_CORE_OUT))
+    schedule = schedule_of(plan, "c")
+    assert (schedule.sources, schedule.targets) == (("a", "b"), ("a",))
+    assert [
+        (turn.stage.number, [t.number for t in turn.receive], [t.number for t in turn.send])
+        for turn in schedule.turns
+    ] == [(2, [0, 2], [3]), (5, [4, 6], [7])]
+    assert schedule.turns[0].forget == (
+        "blk.0.attn.core.attention", "blk.0.attn.out.residual", "embed.tokens",
+    )  # fmt: skip
+    assert schedule_of(plan, "a").targets == ("c", "b", ENGINE)
+    assert used_devices(plan.stages) == ("a", "b", "c")
+
+
+def test_a_value_lives_until_its_last_use(tiny_graph: Graph) -> None:
+    """The residual waits on its device while the core is elsewhere."""
+    plan = plan_of(tiny_graph, assignment_of(tiny_graph, a="model", b="blk.0.attn.core"))
+    first, second = schedule_of(plan, "a").turns
+    assert "embed.tokens" not in first.forget
+    assert "embed.tokens" in second.forget
+    assert "blk.0.attn.qkv.q_rope" in first.forget  # sent, and of no more use here
+
+
+SEVERAL_SLOTS = {"a": "model", "b": "blk.0.attn.out blk.0.ffn.down", "c": "blk.0.attn.core"}
+SKIPPED = {"a": "model", "b": "blk.1", "c": "blk.0.attn.core blk.0.attn.out"}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "slots"),
+    [
+        ({"a": "model"}, {"a>engine": 1}),
+        (QKV_CORE_OUT, {"a>b": 1, "a>c": 1, "b>c": 1, "c>a": 1, "a>engine": 1}),
+        (SEVERAL_SLOTS, {"a>b": 1, "a>c": 1, "c>b": 1, "b>a": 1, "a>engine": 1}),
+        # b sends the residual, then q, k and v, with nothing that says a took the first.
+        (
+            {"b": "model", "a": "blk.0.attn.out blk.1"},
+            {"b>a": 2, "a>b": 1, "b>engine": 1},
+        ),
+    ],
+)  # fmt: skip
+def test_slots_of_rings(
+    tiny_graph: Graph, assignment: dict[str, str], slots: dict[str, int]
+) -> None:
+    plan = plan_of(tiny_graph, assignment_of(tiny_graph, **assignment))
+    pairs = dict.fromkeys((t.source, t.target) for t in plan.transfers)
+    assert {f"{source}>{target}": ring_slots(plan, source, target) for source, target in pairs} == (
+        slots
+    )
+
+
+def prefer(order: Sequence[str]) -> Choice:
+    """Whoever comes first in `order` runs as long as it can."""
+    return lambda ready: min(ready, key=order.index)
+
+
+def shuffled(seed: int) -> Choice:
+    return Random(seed).choice
+
+
+@given(data=st.data())
+@settings(max_examples=120)
+def test_any_plan_runs_in_any_interleaving(tiny_graph: Graph, data: st.DataObject) -> None:
+    names = NAMES[: data.draw(st.integers(1, 5))]
+    plan = plan_of(
+        tiny_graph, {leaf.name: data.draw(st.sampled_from(names)) for leaf in tiny_graph.leaves}
+    )
+    orders = st.permutations([*NAMES, ENGINE]).map(prefer)
+    for choose in (*(shuffled(seed) for seed in range(3)), data.draw(orders), data.draw(orders)):
+        result = simulate(plan, choose)
+        assert result.waits_for_room == 0
+        assert result.received == result.sent
+        for pair, records in result.sent.items():
+            if ENGINE not in pair:
+                assert len(records) % 2 == 0  # two steps
+                assert records == sorted(records)
+
+
+def test_a_plan_that_needs_several_slots_waits_with_fewer(tiny_graph: Graph) -> None:
+    """The figure of `ring_slots` is not larger than it must be."""
+    apart = {"b": "model", "a": "blk.0.attn.out blk.1"}
+    plan = plan_of(tiny_graph, assignment_of(tiny_graph, **apart))
+    choose = prefer(["engine", "b", "a"])
+    assert simulate(plan, choose).waits_for_room == 0
+    assert simulate(plan, choose, slots=lambda _: 1).waits_for_room > 0
+
+
+def test_the_simulator_finds_a_deadlock(tiny_graph: Graph) -> None:
+    """Rings without room stop everything."""
+    plan = plan_of(tiny_graph, assignment_of(tiny_graph, **QKV_CORE_OUT))
+    with pytest.raises(DeadlockError, match="all wait"):
+        simulate(plan, shuffled(0), slots=lambda _: 0)
