@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raygraft.graph.operators import AttributeValue, Signature
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -36,3 +38,48 @@ YES = Verdict(True)
 def no(reason: str) -> Verdict:
     """A no, with the reason that a person will read."""
     return Verdict(False, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class RegionSignature:
+    """What a device is asked to claim: a region's kind, and the signatures in it, in order.
+
+    Regions of equal shape share it, as the blocks of a model do.
+    """
+
+    kind: str
+    operators: tuple[Signature, ...]
+
+    def of(self, kind: str) -> tuple[Signature, ...]:
+        """The signatures of one kind of operator."""
+        return tuple(signature for signature in self.operators if signature.kind == kind)
+
+    def attribute(self, kind: str, name: str) -> AttributeValue | None:
+        """An attribute of the first operator of a kind; None when there is none."""
+        return next((dict(s.attributes).get(name) for s in self.of(kind)), None)
+
+    @property
+    def weight_types(self) -> frozenset[str]:
+        """Types of the weights of its matrix products, such as "Q4_1"."""
+        return frozenset(kind for s in self.of("matmul") for _, kind, _ in s.weights)
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head of its attention; 0 when it has none."""
+        for signature in self.of("attention"):
+            return signature.shapes[0] // int(dict(signature.attributes)["heads"])
+        return 0
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {len(self.operators)} operators"
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """Kinds of operators that stand next to each other in the graph's order.
+
+    Every convex run of them becomes a region of this kind, which the backend may claim.
+    """
+
+    kind: str
+    operators: tuple[str, ...]

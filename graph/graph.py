@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+from raygraft.graph.capability import RegionSignature
+from raygraft.graph.errors import ConfigurationError
 from raygraft.graph.operators import KeyValueState, Operator, Signature, Value, signature_of
 from raygraft.graph.tensors import TensorInfo, WeightForm, WeightSlice
 
@@ -64,6 +66,8 @@ class Graph:
     tensors: Mapping[str, TensorInfo]
     results: tuple[str, ...]
     """The values that leave the graph: what the engine receives."""
+    own_regions: tuple[Region, ...] = ()
+    """Regions beside the tree: named by the user, or found by a backend's pattern."""
 
     @cached_property
     def index(self) -> Mapping[str, int]:
@@ -84,6 +88,51 @@ class Graph:
                 found[value].append(op)
         return {name: tuple(ops) for name, ops in found.items()}
 
+    @property
+    def all_regions(self) -> tuple[Region, ...]:
+        """The regions of the tree, then those beside it."""
+        return (*self.regions.values(), *self.own_regions)
+
+    def with_region(self, name: str, kind: str, operators: Collection[str]) -> Graph:
+        """A graph with one more region, which may cut across the tree.
+
+        Raises ConfigurationError when the name is taken or the operators are not convex.
+        """
+        if any(region.name == name for region in self.all_regions):
+            raise ConfigurationError(f"there is a region named {name!r} already")
+        if not self.is_convex(operators):
+            raise ConfigurationError(
+                f"region {name!r} is not convex: a path leaves it and comes back, "
+                "so it cannot run as one"
+            )
+        ordered = tuple(op.name for op in self.operators if op.name in frozenset(operators))
+        region = Region(name, kind, None, (), ordered)
+        return replace(self, own_regions=(*self.own_regions, region))
+
+    @cached_property
+    def atoms(self) -> tuple[Region, ...]:
+        """The smallest pieces that are placed: the leaves, cut where other regions cut them.
+
+        Every region, in the tree or beside it, is a union of atoms. An atom is a run in the
+        topological order, so it is convex, and atoms in this order are in topological order too.
+        """
+        leaf_of = {name: leaf for leaf in self.leaves for name in leaf.operators}
+        runs: list[tuple[Region, list[str]]] = []
+        before: object = None
+        for op in self.operators:
+            own = {region.name for region in self.own_regions if op.name in region.operators}
+            key = (leaf_of[op.name].name, own)
+            if key != before:
+                runs.append((leaf_of[op.name], []))
+            runs[-1][1].append(op.name)
+            before = key
+        atoms = []
+        for leaf, operators in runs:
+            whole = len(operators) == len(leaf.operators)
+            name = leaf.name if whole else f"{leaf.name}#{leaf.operators.index(operators[0])}"
+            atoms.append(Region(name, leaf.kind, leaf.parent, (), tuple(operators)))
+        return tuple(atoms)
+
     @cached_property
     def leaves(self) -> tuple[Region, ...]:
         """The regions without children; together they hold every operator once."""
@@ -96,6 +145,12 @@ class Graph:
     @cached_property
     def _signatures(self) -> Mapping[str, Signature]:
         return {op.name: signature_of(op, self.values, self.tensors) for op in self.operators}
+
+    def region_signature(self, region: Region) -> RegionSignature:
+        """What decides whether a backend claims this region."""
+        return RegionSignature(
+            region.kind, tuple(self._signatures[name] for name in region.operators)
+        )
 
     def subgraph(self, names: Collection[str]) -> Subgraph:
         """The subgraph of these operators, with inputs and outputs derived from the data flow."""

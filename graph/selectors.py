@@ -7,6 +7,9 @@
 | `blk.*.ffn`         | any segment; `*` and `?` also work inside of one  |
 | `kind:attention`    | every region of a kind                            |
 | `model` or `*`      | the whole model                                   |
+| `blk.*.attn+head`   | several of these together                         |
+| `kind:ffn+!blk.0.ffn` | those that are not named after a `!`            |
+| `!head`             | the whole model but for these                     |
 """
 
 from __future__ import annotations
@@ -24,34 +27,40 @@ _SEGMENT = re.compile(r"[\w*?]+")
 _KIND = "kind:"
 
 
+_NOT = "!"
+
+
 @dataclass(frozen=True, slots=True)
-class Selector:
-    """A parsed selector. Make one with `Selector.parse`."""
+class Term:
+    """One part of a selector: a path or a kind, meant or, after a `!`, not meant."""
 
     text: str
+    negated: bool
     kind: str | None
     segments: tuple[str, ...]
 
     @classmethod
-    def parse(cls, text: str) -> Selector:
-        """Read a selector. Raises SelectorError when it is malformed."""
-        text = text.strip()
-        if text.startswith(_KIND):
-            kind = text.removeprefix(_KIND)
+    def parse(cls, part: str, text: str) -> Term:
+        """Read a part of the selector `text`. Raises SelectorError when it is malformed."""
+        bare = part.strip()
+        negated = bare.startswith(_NOT)
+        bare = bare.removeprefix(_NOT).strip()
+        if bare.startswith(_KIND):
+            kind = bare.removeprefix(_KIND)
             if not _SEGMENT.fullmatch(kind):
                 raise SelectorError(f"selector {text!r}: {kind!r} is no kind of region")
-            return cls(text, kind, ())
-        segments = tuple(text.split("."))
+            return cls(bare, negated, kind, ())
+        segments = tuple(bare.split("."))
         for segment in segments:
             _check_segment(text, segment)
-        return cls(text, None, segments)
+        return cls(bare, negated, None, segments)
 
     def matches(self, region: Region) -> bool:
-        """Whether the selector names this region itself (not only one above or below it)."""
+        """Whether the term names this region itself (not only one above or below it)."""
         if self.kind is not None:
             return fnmatchcase(region.kind, self.kind)
         if self.segments == ("*",):
-            return region.parent is None
+            return region.name == "model"
         names = region.name.split(".")
         return len(names) == len(self.segments) and all(
             _segment_matches(pattern, name)
@@ -59,16 +68,11 @@ class Selector:
         )
 
     def select(self, graph: Graph) -> tuple[Region, ...]:
-        """The regions it names, in the graph's order.
+        """The regions it names, in the graph's order; none when there is none."""
+        return tuple(region for region in graph.all_regions if self.matches(region))
 
-        Raises SelectorError when there is none; the message says what would be accepted.
-        """
-        found = tuple(region for region in graph.regions.values() if self.matches(region))
-        if not found:
-            raise SelectorError(f"selector {self.text!r} names no region: {self._hint(graph)}")
-        return found
-
-    def _hint(self, graph: Graph) -> str:
+    def hint(self, graph: Graph) -> str:
+        """What would be accepted in its place."""
         kinds = sorted({region.kind for region in graph.regions.values()})
         if self.kind is not None:
             return f"the kinds of this model are {', '.join(kinds)}"
@@ -76,6 +80,59 @@ class Selector:
         close = get_close_matches(self.text, graph.regions, n=3, cutoff=0.5)
         example = f"; did you mean {' or '.join(close)}?" if close else ""
         return f"this model has the regions embed, blk.0 to blk.{last}, head and sample{example}"
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A parsed selector. Make one with `Selector.parse`."""
+
+    text: str
+    terms: tuple[Term, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Selector:
+        """Read a selector. Raises SelectorError when it is malformed."""
+        text = text.strip()
+        return cls(text, tuple(Term.parse(part, text) for part in text.split("+")))
+
+    def matches(self, region: Region) -> bool:
+        """Whether one of its terms names this region itself, and none excludes it."""
+        meant = [term for term in self.terms if not term.negated]
+        return (not meant or any(term.matches(region) for term in meant)) and not any(
+            term.matches(region) for term in self.terms if term.negated
+        )
+
+    def operators(self, graph: Graph) -> frozenset[str]:
+        """All operators of the regions it names, without those of the ones it excludes.
+
+        Raises SelectorError when a term names nothing, or nothing is left.
+        """
+        chosen: set[str] = set() if any(not t.negated for t in self.terms) else set(graph.index)
+        excluded: set[str] = set()
+        for term in self.terms:
+            found = term.select(graph)
+            if not found:
+                raise SelectorError(f"selector {self.text!r} names no region: {term.hint(graph)}")
+            for region in found:
+                (excluded if term.negated else chosen).update(region.operators)
+        if chosen <= excluded:
+            raise SelectorError(f"selector {self.text!r} excludes all that it names")
+        return frozenset(chosen - excluded)
+
+    def select(self, graph: Graph) -> tuple[Region, ...]:
+        """The regions it names, in the graph's order; of one partly excluded, what is left.
+
+        Raises SelectorError as `operators` does.
+        """
+        left = self.operators(graph)
+        if not any(term.negated for term in self.terms):
+            return tuple(region for region in graph.all_regions if self.matches(region))
+        found: list[Region] = []
+        for region in graph.regions.values():
+            within = any(region.name.startswith(f"{other.name}.") for other in found)
+            if left.issuperset(region.operators) and not within:
+                found.append(region)
+        return tuple(found)
 
 
 def _check_segment(text: str, segment: str) -> None:

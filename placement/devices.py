@@ -49,9 +49,7 @@ class DeviceProfile:
     """Which machine it is on; devices of one node share memory."""
     asked: bool = True
     """False when the answers are declared ones, from a plan made without the device running."""
-    _allowed: dict[str, bool] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
+    _allowed: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def bytes_of(self, graph: Graph, weight: WeightSlice) -> int:
         """Memory that a weight takes, once loaded there."""

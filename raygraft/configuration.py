@@ -125,13 +125,19 @@ def parse_devices(devices: Iterable[Device], where: str = "") -> tuple[DeviceSpe
     return specs
 
 
-def parse_rules(place: Place | None) -> tuple[Rule, ...]:
-    """Rules from a mapping selector -> device, or from `SELECTOR=DEVICE` texts."""
+def parse_rules(place: Place | None, where: str = "") -> tuple[Rule, ...]:
+    """Rules from a mapping selector -> device, or from `SELECTOR=DEVICE` texts.
+
+    Raises ConfigurationError or SelectorError.
+    """
     if place is None:
         return ()
-    if isinstance(place, Mapping):
-        return tuple(Rule.of(selector, device) for selector, device in place.items())
-    return tuple(Rule.parse(text) for text in place)
+    items = list(place.items()) if isinstance(place, Mapping) else [(text,) for text in place]
+    for item in items:
+        if not all(isinstance(part, str) for part in item):
+            said = ": ".join(map(str, item))
+            raise ConfigurationError(f"{where}place: {said}: expected a selector and a device")
+    return tuple(Rule.of(*item) if len(item) == 2 else Rule.parse(*item) for item in items)
 
 
 def read_configuration(path: str | Path) -> Configuration:
@@ -168,4 +174,4 @@ def read_configuration(path: str | Path) -> Configuration:
     place = own.get("place")
     if not isinstance(place, dict | list | None):
         raise ConfigurationError(f"{path}: place: expected selectors with their devices")
-    return Configuration(parse_devices(own["devices"], f"{path}: "), parse_rules(place))
+    return Configuration(parse_devices(own["devices"], f"{path}: "), parse_rules(place, f"{path}: "))

@@ -19,7 +19,7 @@ from raygraft.configuration import Device, Place, parse_devices, parse_rules
 from raygraft.demo_model import demo_model_path
 from raygraft.graph.architectures import build_graph
 from raygraft.graph.capability import Limits
-from raygraft.graph.errors import RequestError
+from raygraft.graph.errors import ModelFileError, RequestError
 from raygraft.graph.gguf_file import ModelFile
 from raygraft.graph.graph import Graph
 from raygraft.placement.devices import DeviceSpec
@@ -77,7 +77,10 @@ class Model:
         progress(f"reading {Path(path).name}")
         self.file = ModelFile.open(path)
         self.graph: Graph = build_graph(self.file)
-        self.tokenizer = Tokenizer.from_metadata(self.file.metadata)
+        try:
+            self.tokenizer = Tokenizer.from_metadata(self.file.metadata)
+        except ModelFileError as error:
+            raise ModelFileError(f"{self.file.path}: {error}") from error
 
     def limits(
         self, *, ctx_size: int | None, max_sequences: int, max_rows: int, cache_type: str

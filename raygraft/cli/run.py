@@ -101,9 +101,10 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def _print_answer(llm: LLM, text: str, params: SamplingParams) -> None:
-    print(text, end="", flush=True)
+    shown = text  # with the first token: a prompt that is refused is not shown
     for chunk in llm.stream(text, params):
-        print(chunk.text, end="", flush=True)
+        print(shown + chunk.text, end="", flush=True)
+        shown = ""
     print()
 
 

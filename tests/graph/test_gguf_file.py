@@ -136,8 +136,9 @@ def test_split_files_read_as_one(tmp_path: Path, parts: int) -> None:
         assert model.metadata.items() >= whole.metadata.items()
         assert list(model.tensors) == list(whole.tensors)
         assert sorted({tensor.file for tensor in model.tensors.values()}) == list(range(parts))
-    ours, theirs = MappedWeights(model.files, model.tensors), MappedWeights(
-        whole.files, whole.tensors
+    ours, theirs = (
+        MappedWeights(model.files, model.tensors),
+        MappedWeights(whole.files, whole.tensors),
     )
     for tensor in whole.tensors:
         weight = WeightSlice(tensor)

@@ -51,9 +51,9 @@ def test_a_range_names_exactly_the_numbers_inside(
     inside = {n for start, stop in ranges for n in range(start, stop + 1) if n < 12}
     items = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
     selector = Selector.parse(f"blk.[{items}].ffn")
-    assert {
-        region.name for region in deep_graph.regions.values() if selector.matches(region)
-    } == {f"blk.{n}.ffn" for n in inside}
+    assert {region.name for region in deep_graph.regions.values() if selector.matches(region)} == {
+        f"blk.{n}.ffn" for n in inside
+    }
 
 
 @given(st.data())

@@ -155,9 +155,7 @@ def test_the_context_that_fits(four_blocks: Graph, wanted: int, room: int, found
 @pytest.mark.parametrize(("wanted", "room"), [(64, 63), (4096, 511), (40, 47), (600, 100)])
 def test_too_little_context_is_refused(four_blocks: Graph, wanted: int, room: int) -> None:
     with pytest.raises(CapacityError, match="device a is too small: 23 regions from embed"):
-        plan_with(
-            four_blocks, {"a": room_for(four_blocks, "model", tokens=room)}, context=wanted
-        )
+        plan_with(four_blocks, {"a": room_for(four_blocks, "model", tokens=room)}, context=wanted)
 
 
 def test_the_smallest_cache_decides(four_blocks: Graph) -> None:

@@ -56,8 +56,8 @@ def test_a_value_lives_until_its_last_use(tiny_graph: Graph) -> None:
     assert "blk.0.attn.qkv.q_rope" in first.forget  # sent, and of no more use here
 
 
-SEVERAL_SLOTS = {"a": "model", "b": "blk.0.attn.out blk.0.ffn.down", "c": "blk.0.attn.core"}
-SKIPPED = {"a": "model", "b": "blk.1", "c": "blk.0.attn.core blk.0.attn.out"}
+# b sends a the residual, and later the core's result: nothing tells b that the first was taken.
+TWO_ON_THEIR_WAY = {"b": "model", "c": "blk.1.attn.qkv", "a": "blk.1.attn.out"}
 
 
 @pytest.mark.parametrize(
@@ -65,22 +65,16 @@ SKIPPED = {"a": "model", "b": "blk.1", "c": "blk.0.attn.core blk.0.attn.out"}
     [
         ({"a": "model"}, {"a>engine": 1}),
         (QKV_CORE_OUT, {"a>b": 1, "a>c": 1, "b>c": 1, "c>a": 1, "a>engine": 1}),
-        (SEVERAL_SLOTS, {"a>b": 1, "a>c": 1, "c>b": 1, "b>a": 1, "a>engine": 1}),
-        # b sends the residual, then q, k and v, with nothing that says a took the first.
-        (
-            {"b": "model", "a": "blk.0.attn.out blk.1"},
-            {"b>a": 2, "a>b": 1, "b>engine": 1},
-        ),
+        (TWO_ON_THEIR_WAY, {"b>c": 1, "c>b": 1, "b>a": 2, "a>b": 1, "b>engine": 1}),
     ],
-)  # fmt: skip
+)
 def test_slots_of_rings(
     tiny_graph: Graph, assignment: dict[str, str], slots: dict[str, int]
 ) -> None:
     plan = plan_of(tiny_graph, assignment_of(tiny_graph, **assignment))
     pairs = dict.fromkeys((t.source, t.target) for t in plan.transfers)
-    assert {f"{source}>{target}": ring_slots(plan, source, target) for source, target in pairs} == (
-        slots
-    )
+    found = {f"{source}>{target}": ring_slots(plan, source, target) for source, target in pairs}
+    assert found == slots
 
 
 def prefer(order: Sequence[str]) -> Choice:
@@ -112,9 +106,8 @@ def test_any_plan_runs_in_any_interleaving(tiny_graph: Graph, data: st.DataObjec
 
 def test_a_plan_that_needs_several_slots_waits_with_fewer(tiny_graph: Graph) -> None:
     """The figure of `ring_slots` is not larger than it must be."""
-    apart = {"b": "model", "a": "blk.0.attn.out blk.1"}
-    plan = plan_of(tiny_graph, assignment_of(tiny_graph, **apart))
-    choose = prefer(["engine", "b", "a"])
+    plan = plan_of(tiny_graph, assignment_of(tiny_graph, **TWO_ON_THEIR_WAY))
+    choose = prefer(["engine", "b", "c", "a"])
     assert simulate(plan, choose).waits_for_room == 0
     assert simulate(plan, choose, slots=lambda _: 1).waits_for_room > 0
 

@@ -154,9 +154,7 @@ def assignments(draw: st.DrawFn, graph: Graph) -> dict[str, str]:
 def depends_on(graph: Graph, stages: Sequence[Stage]) -> list[set[int]]:
     """For each stage, the stages whose values it reads."""
     stage_of = {name: stage.number for stage in stages for name in stage.operators}
-    return [
-        {stage_of[graph.producer[value].name] for value in stage.inputs} for stage in stages
-    ]
+    return [{stage_of[graph.producer[value].name] for value in stage.inputs} for stage in stages]
 
 
 @given(data=st.data())
