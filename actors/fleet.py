@@ -38,7 +38,7 @@ class Fleet(Protocol):
         ...
 
     def profiles(self, questions: Questions) -> tuple[DeviceProfile, ...]:
-        """Ask every device once; the planner's view of them."""
+        """The planner's view of the devices. Each is asked in one call, and not again."""
         ...
 
     def load(self, plan: Plan, graph: Graph, model: ModelFile, epoch: int) -> Wires:
@@ -81,6 +81,8 @@ def profile_of(
         memory=memory,
         threads=description.threads,
         verdicts=answers.verdicts,
+        claims=answers.claims,
+        found=answers.found,
         weight_bytes=answers.weight_bytes,
         regions=spec.regions,
         node=node,

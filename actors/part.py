@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from raygraft.actors.links import Receiver, Sender
 from raygraft.actors.records import encoded_size
-from raygraft.graph.capability import Limits, Verdict
-from raygraft.graph.graph import Graph, Subgraph
+from raygraft.graph.capability import Limits, RegionSignature, Verdict
+from raygraft.graph.graph import Graph, Region, Subgraph
 from raygraft.graph.operators import Signature
 from raygraft.graph.step import Sampling
 from raygraft.graph.tensors import TensorInfo, WeightForm
@@ -24,11 +24,16 @@ MAX_LOGIT_BIAS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """All that a model asks of a device, in one call."""
+    """All that a model asks of a device, in one call. Equal questions are asked once."""
 
-    signatures: tuple[Signature, ...]
-    forms: tuple[WeightForm, ...]
+    graph: Graph
     limits: Limits
+
+    def same_as(self, other: Questions) -> bool:
+        """Whether the answers must be the same."""
+        regions = self.graph.all_regions == other.graph.all_regions
+        signatures = self.graph.signatures == other.graph.signatures
+        return self.limits == other.limits and regions and signatures
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,9 @@ class Answers:
 
     description: Description
     verdicts: Mapping[Signature, Verdict]
+    claims: Mapping[RegionSignature, Verdict]
+    found: tuple[Region, ...]
+    """Regions that the backend's patterns found, beside those of the graph."""
     weight_bytes: Mapping[WeightForm, int]
 
 
@@ -46,8 +54,8 @@ class Part:
 
     epoch: int
     schedule: Schedule
-    subgraphs: Mapping[int, Subgraph]
-    """By stage number."""
+    subgraphs: Mapping[int, tuple[Subgraph, ...]]
+    """By stage number, one for each of the stage's units."""
     tensors: Mapping[str, TensorInfo]
     """Those that its subgraphs need."""
     limits: Limits
@@ -69,8 +77,15 @@ class Links:
 def part_of(plan: Plan, graph: Graph, device: str, epoch: int) -> Part:
     """Cut one device's part out of a plan."""
     schedule = schedule_of(plan, device)
-    subgraphs = {turn.stage.number: graph.subgraph(turn.stage.operators) for turn in schedule.turns}
-    needed = {weight.tensor for subgraph in subgraphs.values() for weight in subgraph.weights}
+    kinds = {region.name: region.kind for region in graph.all_regions}
+    subgraphs = {
+        turn.stage.number: tuple(
+            replace(graph.subgraph(unit.operators), claim=kinds[unit.claim] if unit.claim else None)
+            for unit in turn.stage.units
+        )
+        for turn in schedule.turns
+    }
+    needed = {w.tensor for units in subgraphs.values() for unit in units for w in unit.weights}
     return Part(
         epoch=epoch,
         schedule=schedule,

@@ -13,7 +13,7 @@ from raygraft.actors import cluster
 from raygraft.actors.fleet import Wires, profile_of, share_of_machine
 from raygraft.actors.links import PulledReceiver, Receiver, Sender
 from raygraft.actors.links.object import await_reply
-from raygraft.actors.part import Questions, control_bytes, part_of, transfer_bytes
+from raygraft.actors.part import Answers, Questions, control_bytes, part_of, transfer_bytes
 from raygraft.actors.ray_device import (
     ActorEnd,
     RayDevice,
@@ -60,6 +60,7 @@ class RayFleet:
         progress("joining Ray" if address else "starting Ray")
         self._own_cluster = cluster.connect(address)
         self._actors: dict[str, Any] = {}
+        self._answers: dict[str, tuple[Any, Questions, Answers]] = {}
         self._loops: dict[Any, str] = {}
         self._used: tuple[str, ...] = ()
         try:
@@ -89,22 +90,32 @@ class RayFleet:
         return {name: (self._nodes[name].address, said[name]) for name in said}
 
     def profiles(self, questions: Questions) -> tuple[DeviceProfile, ...]:
-        """See `Fleet.profiles`."""
-        self._progress("asking the devices what they can run")
-        shared = ray.put(questions)
-        answers = self._ask({name: a.answer.remote(shared) for name, a in self._actors.items()})
+        """See `Fleet.profiles`. Answers are remembered as long as the actor lives."""
+        unasked = [name for name in self._actors if self._remembered(name, questions) is None]
+        if unasked:
+            self._progress("asking the devices what they can run")
+            shared = ray.put(questions)
+            calls = {name: self._actors[name].answer.remote(shared) for name in unasked}
+            for name, answers in self._ask(calls).items():
+                self._answers[name] = (self._actors[name], questions, answers)
         sharers: dict[str, int] = defaultdict(int)
         for spec in self.specs:
             sharers[self._nodes[spec.name].id] += spec.memory is None
         return tuple(
             profile_of(
                 spec,
-                answers[spec.name],
+                self._answers[spec.name][2],
                 node=self._nodes[spec.name].id,
                 sharers=sharers[self._nodes[spec.name].id],
             )
             for spec in self.specs
         )
+
+    def _remembered(self, name: str, questions: Questions) -> Answers | None:
+        """What this incarnation of a device has answered to these questions."""
+        actor, asked, answers = self._answers.get(name, (None, None, None))
+        same = actor is self._actors[name] and asked is not None and asked.same_as(questions)
+        return answers if same else None
 
     def load(self, plan: Plan, graph: Graph, model: ModelFile, epoch: int) -> Wires:
         """See `Fleet.load`."""

@@ -15,6 +15,8 @@ from raygraft.actors.links import Receiver, Sender
 from raygraft.actors.part import Answers, Links, Part, Questions
 from raygraft.actors.records import Record, RecordKind, describe
 from raygraft.graph.errors import DeviceFailedError, LinkError, LinkFullError, RaygraftError
+from raygraft.graph.graph import Subgraph
+from raygraft.graph.patterns import find_patterns
 from raygraft.graph.step import Step, step_from_arrays
 from raygraft.graph.tensors import WeightSource
 from raygraft.kernels import create_backend
@@ -30,12 +32,22 @@ SLICE_SECONDS = 0.2
 class Counters:
     """What a device has done so far. Times are in seconds."""
 
+    questions: int = 0
+    """How often it was asked what it can run."""
     steps: int = 0
     rows: int = 0
     run_seconds: float = 0.0
     wait_seconds: float = 0.0
     records_sent: int = 0
     bytes_sent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedUnit:
+    """A unit of a stage, ready to run."""
+
+    subgraph: Subgraph
+    runner: Runner
 
 
 class DeviceWorker:
@@ -47,19 +59,24 @@ class DeviceWorker:
         self.counters = Counters()
         self._stopping = threading.Event()
         self._part: Part | None = None
-        self._runners: dict[int, Runner] = {}
+        self._runners: dict[int, list[LoadedUnit]] = {}
 
     def describe(self) -> Description:
         """What the device is, as it is now."""
         return self.backend.describe()
 
     def answer(self, questions: Questions) -> Answers:
-        """Answer all questions of a model at once."""
-        limits = questions.limits
+        """Answer all questions of a model at once; each distinct one is put to the backend once."""
+        self.counters.questions += 1
+        graph, limits = questions.graph, questions.limits
+        found = find_patterns(graph, self.backend.patterns())
+        signatures = {graph.region_signature(region) for region in (*graph.all_regions, *found)}
         return Answers(
             description=self.describe(),
-            verdicts={s: self.backend.supports_op(s, limits) for s in questions.signatures},
-            weight_bytes={form: self.backend.weight_bytes(form) for form in questions.forms},
+            verdicts={s: self.backend.supports_op(s, limits) for s in graph.signatures},
+            claims={s: self.backend.claims(s, limits) for s in signatures},
+            found=found,
+            weight_bytes={form: self.backend.weight_bytes(form) for form in graph.weight_forms},
         )
 
     def load(self, part: Part, weights: WeightSource) -> None:
@@ -69,11 +86,11 @@ class DeviceWorker:
         """
         self._part = part
         self._runners = {}
-        for number, subgraph in part.subgraphs.items():
+        for number, subgraphs in part.subgraphs.items():
             try:
-                runner = self.backend.load(subgraph, weights, part.limits)
-                if subgraph.states:
-                    runner.allocate_state(part.cache_blocks, part.block_size)
+                self._runners[number] = [
+                    self._load_unit(part, subgraph, weights) for subgraph in subgraphs
+                ]
             except RaygraftError:
                 raise
             except Exception as error:
@@ -81,7 +98,12 @@ class DeviceWorker:
                 raise DeviceFailedError(
                     f"device {self.name} failed to load {where}: {type(error).__name__}: {error}"
                 ) from error
-            self._runners[number] = runner
+
+    def _load_unit(self, part: Part, subgraph: Subgraph, weights: WeightSource) -> LoadedUnit:
+        runner = self.backend.load(subgraph, weights, part.limits)
+        if subgraph.states:
+            runner.allocate_state(part.cache_blocks, part.block_size)
+        return LoadedUnit(subgraph, runner)
 
     def stop(self) -> None:
         """Make the loop return soon, whatever it waits for."""
@@ -119,9 +141,12 @@ class DeviceWorker:
 
     def _run(self, turn: StageTurn, step: Step, values: dict[str, Array]) -> dict[str, Array]:
         began = time.perf_counter()
-        inputs = {name: values[name] for name in turn.stage.inputs}
+        local = {name: values[name] for name in turn.stage.inputs}
         try:
-            outputs = self._runners[turn.stage.number].run(step, inputs)
+            for unit in self._runners[turn.stage.number]:
+                inputs = {name: local[name] for name in unit.subgraph.inputs}
+                local.update(unit.runner.run(step, inputs))
+            outputs = {name: local[name] for name in turn.stage.outputs}
         except Exception as error:
             raise DeviceFailedError(
                 f"device {self.name} failed in {self._regions(turn.stage.number)}: "

@@ -50,7 +50,15 @@ class SelectorError(ConfigurationError):
 
 
 class PlanError(UsageError):
-    """No plan can satisfy the rules with these devices."""
+    """No plan can satisfy the rules with these devices.
+
+    `conflict` holds rules, answers and limits that are impossible together, and possible when any
+    one of them goes; it is empty when the message says it all.
+    """
+
+    def __init__(self, message: str, conflict: tuple[object, ...] = ()) -> None:
+        super().__init__(message)
+        self.conflict = conflict
 
 
 class UnsupportedRegionError(PlanError):

@@ -31,6 +31,8 @@ class Subgraph:
     operators: tuple[Operator, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    claim: str | None = None
+    """Kind of the region, when a backend claims it as one unit."""
 
     @property
     def weights(self) -> tuple[WeightSlice, ...]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 from numpy.typing import NDArray
 
-from raygraft.graph.capability import Limits, Verdict
+from raygraft.graph.capability import Limits, Pattern, RegionSignature, Verdict, no
 from raygraft.graph.graph import Subgraph
 from raygraft.graph.operators import Signature
 from raygraft.graph.step import Step
@@ -71,9 +71,17 @@ class Backend(ABC):
     def describe(self) -> Description:
         """The hardware as it is now; nothing is assumed."""
 
-    @abstractmethod
     def supports_op(self, signature: Signature, limits: Limits) -> Verdict:
         """Whether it can run such an operator, on its own or among others."""
+        return no("it supports no operators by themselves")
+
+    def claims(self, region: RegionSignature, limits: Limits) -> Verdict:
+        """Whether it runs such a region as one fused unit."""
+        return no("it claims no regions")
+
+    def patterns(self) -> Sequence[Pattern]:
+        """Runs of operators that it wants to be asked about as regions of its own kinds."""
+        return ()
 
     def weight_bytes(self, form: WeightForm) -> int:
         """Memory that a weight takes once loaded; as in the file unless overridden."""
@@ -82,4 +90,8 @@ class Backend(ABC):
 
     @abstractmethod
     def load(self, subgraph: Subgraph, weights: WeightSource, limits: Limits) -> Runner:
-        """Read the subgraph's weights, and make it ready to run steps within the limits."""
+        """Read the subgraph's weights, and make it ready to run steps within the limits.
+
+        `subgraph.claim` is the kind of the region when the backend claimed it; else it holds
+        operators that the backend supports.
+        """

@@ -25,13 +25,12 @@ def bandwidth(device: DeviceProfile) -> float:
     return BANDWIDTH.get(device.type, BANDWIDTH["cpu"]) * max(1, threads)
 
 
-def compute_seconds(graph: Graph, leaf: Region, device: DeviceProfile) -> float:
-    """One row through a region."""
-    weights = {w for name in leaf.operators for _, w in graph.operators[graph.index[name]].weights}
-    nbytes = sum(device.bytes_of(graph, weight) for weight in weights)
-    if leaf.kind == "embed":
-        nbytes = 0  # a look-up reads one row
-    return REGION_SECONDS + nbytes / bandwidth(device)
+def read_seconds(graph: Graph, region: Region, device: DeviceProfile) -> float:
+    """Reading a region's weights once: what one row costs."""
+    if region.kind == "embed":
+        return 0.0  # a look-up reads one row
+    weights = graph.subgraph(region.operators).weights
+    return sum(device.bytes_of(graph, weight) for weight in weights) / bandwidth(device)
 
 
 def link_between(source_node: str, target_node: str) -> str:
@@ -42,3 +41,14 @@ def link_between(source_node: str, target_node: str) -> str:
 def hop_seconds(link: str, nbytes: int) -> float:
     """One record over a link."""
     return HOP_SECONDS[link] + nbytes / LINK_BANDWIDTH[link]
+
+
+def size(nbytes: int) -> str:
+    """Bytes for a person: 5.1 MiB, 513 MiB."""
+    if nbytes < 1024:
+        return f"{nbytes} B"
+    amount, unit = nbytes / 1024, "KiB"
+    for larger in ("MiB", "GiB"):
+        if amount >= 1024:
+            amount, unit = amount / 1024, larger
+    return f"{amount:.{0 if amount >= 100 else 1}f} {unit}"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from raygraft.graph.capability import Verdict, no
+from raygraft.graph.capability import RegionSignature, Verdict, no
 from raygraft.graph.graph import Graph, Region
 from raygraft.graph.operators import Signature
 from raygraft.graph.selectors import Selector
@@ -44,6 +44,10 @@ class DeviceProfile:
     verdicts: Mapping[Signature, Verdict]
     weight_bytes: Mapping[WeightForm, int]
     """Memory that a weight of each type and shape takes, once loaded there."""
+    claims: Mapping[RegionSignature, Verdict] = field(default_factory=dict)
+    """Its answers about whole regions."""
+    found: tuple[Region, ...] = ()
+    """Regions that its backend's patterns found."""
     regions: tuple[str, ...] = ()
     node: str = ""
     """Which machine it is on; devices of one node share memory."""
@@ -55,26 +59,35 @@ class DeviceProfile:
         """Memory that a weight takes, once loaded there."""
         return self.weight_bytes[graph.weight_form(weight)]
 
-    def can_run(self, graph: Graph, leaf: Region) -> Verdict:
-        """Whether it can run a region without children, and why not."""
-        if self.regions and not self._may_run(graph, leaf):
-            return no(f"it only takes {', '.join(self.regions)}")
-        for name in leaf.operators:
+    def refusals(self, graph: Graph, region: Region) -> list[str]:
+        """Why it cannot run a region operator by operator; empty when it can."""
+        kinds: dict[str, dict[str, None]] = {}
+        for name in region.operators:
             signature = graph.signature(graph.operators[graph.index[name]])
-            verdict = self.verdicts.get(signature, no(f"it was not asked about {signature}"))
+            verdict = self.verdicts.get(signature, no("it was not asked"))
             if not verdict:
-                return no(f"{verdict.reason} ({signature})")
-        return Verdict(True)
+                kinds.setdefault(verdict.reason, {})[signature.kind] = None
+        return [f"{reason} ({', '.join(found)})" for reason, found in kinds.items()]
 
-    def _may_run(self, graph: Graph, leaf: Region) -> bool:
-        if leaf.name not in self._allowed:
-            chain = [leaf]
-            while (parent := chain[-1].parent) is not None:
-                chain.append(graph.regions[parent])
-            self._allowed[leaf.name] = any(
-                names_region(item, region) for item in self.regions for region in chain
-            )
-        return self._allowed[leaf.name]
+    def claims_region(self, graph: Graph, region: Region) -> Verdict:
+        """Whether it claims a region as one unit."""
+        signature = graph.region_signature(region)
+        return self.claims.get(signature, no("it was not asked about such a region"))
+
+    def restriction(self, graph: Graph, atom: Region) -> str:
+        """Why its owner keeps a region away from it; empty when he does not."""
+        if not self.regions:
+            return ""
+        if not self._allowed:
+            self._allowed.update(dict.fromkeys(self._named(graph), True))
+        if self._allowed.get(atom.operators[0], False):
+            return ""
+        return f"it only takes {', '.join(self.regions)}"
+
+    def _named(self, graph: Graph) -> Iterator[str]:
+        for region in graph.all_regions:
+            if any(names_region(item, region) for item in self.regions):
+                yield from region.operators
 
 
 def names_region(item: str, region: Region) -> bool:

@@ -18,18 +18,34 @@ class Placement:
     region: str
     device: str
     reason: str
+    claim: str | None = None
+    """The region that the device claims it with, if it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What a backend loads and runs as one: a region that it claims, or operators it supports."""
+
+    claim: str | None
+    """Name of the claimed region."""
+    operators: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A maximal convex run of regions on one device: one fused call."""
+    """A maximal convex run of regions on one device, without a hop inside."""
 
     number: int
     device: str
     regions: tuple[str, ...]
-    operators: tuple[str, ...]
+    units: tuple[Unit, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """Names of all its operators, in the order in which they run."""
+        return tuple(name for unit in self.units for name in unit.operators)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from raygraft.graph.capability import Limits
-from raygraft.graph.errors import CapacityError, UnsupportedRegionError
+from raygraft.graph.errors import CapacityError, PlanError, UnsupportedRegionError
 from raygraft.graph.graph import Graph
 from raygraft.placement import costs
-from raygraft.placement.assignment import Candidates, Problem, assign, cheapest
+from raygraft.placement.assignment import assign
+from raygraft.placement.conflicts import smallest_conflict
+from raygraft.placement.costs import size
 from raygraft.placement.devices import ENGINE, DeviceProfile
 from raygraft.placement.memory import Ledger
-from raygraft.placement.plan import DeviceUse, Placement, Plan, Stage
-from raygraft.placement.rules import Applied, Rule, apply_rules
+from raygraft.placement.plan import DeviceUse, Plan, Stage
+from raygraft.placement.problem import Assignment, MemoryLimit, Problem
+from raygraft.placement.reasons import place_with_reasons, refusal
+from raygraft.placement.rules import AnyRule, Applied, Rule, apply_rules
 from raygraft.placement.stages import cut_stages, list_transfers
 
 BLOCK_SIZE = 16
@@ -24,7 +28,7 @@ LEAST_CONTEXT = 512
 def make_plan(
     graph: Graph,
     devices: Sequence[DeviceProfile],
-    rules: Sequence[Rule] = (),
+    rules: Sequence[AnyRule] = (),
     *,
     limits: Limits,
     context: int | None = None,
@@ -37,25 +41,22 @@ def make_plan(
     context is what fits. Raises PlanError (UnsupportedRegionError, CapacityError) when nothing
     can hold, ConfigurationError for a rule that names no region or device.
     """
-    by_name = {device.name: device for device in devices}
-    applied = apply_rules(graph, rules, by_name)
-    candidates = _candidates(graph, devices, applied)
-    problem = Problem(graph, by_name, candidates, limits, 0)
+    problem = make_problem(graph, devices, rules, limits=limits)
     contexts = _contexts(limits, context)
+    _refuse_uncovered(problem)
     for tokens in contexts:
         problem = replace(problem, tokens=tokens)
         assignment = assign(problem, exact=tokens == contexts[-1])
         if assignment is not None:
             break
     else:
-        raise CapacityError(_does_not_fit(problem, applied))
+        raise _impossible(problem, rules)
     stages = cut_stages(graph, assignment)
     node_of = {device.name: device.node for device in devices} | {ENGINE: engine_node}
     transfers = list_transfers(graph, stages, node_of)
     filled = problem.filled(assignment)
     blocks = _cache_blocks(filled.values(), limits, context)
-    reasons = _reasons(problem, assignment, applied)
-    uses = _uses(graph, stages, filled, blocks)
+    uses = _uses(problem, stages, assignment, filled, blocks)
     hops = sum(costs.hop_seconds(transfer.link, transfer.row_bytes) for transfer in transfers)
     return Plan(
         model=model,
@@ -63,9 +64,7 @@ def make_plan(
         block_size=BLOCK_SIZE,
         cache_blocks=blocks,
         asked=all(device.asked for device in devices),
-        placements=tuple(
-            Placement(leaf.name, assignment[leaf.name], reasons[leaf.name]) for leaf in graph.leaves
-        ),
+        placements=place_with_reasons(problem, assignment),
         stages=stages,
         transfers=transfers,
         devices=uses,
@@ -73,26 +72,29 @@ def make_plan(
     )
 
 
-def _candidates(
-    graph: Graph, devices: Sequence[DeviceProfile], applied: dict[str, Applied]
-) -> Candidates:
-    """Where each leaf may go. Raises UnsupportedRegionError with every device's answer."""
-    found: dict[str, tuple[str, ...]] = {}
-    for leaf in graph.leaves:
-        rule = applied.get(leaf.name)
-        answers = {
-            device.name: device.can_run(graph, leaf)
-            for device in devices
-            if rule is None or device.name in rule.rule.devices
-        }
-        found[leaf.name] = tuple(name for name, verdict in answers.items() if verdict)
-        if not found[leaf.name]:
-            who = f"{rule} asks for" if rule else "there are only"
-            said = "; ".join(f"{name}: {verdict.reason}" for name, verdict in answers.items())
-            raise UnsupportedRegionError(
-                f"no device can run the region {leaf.name}: {who} {', '.join(answers)} ({said})"
-            )
-    return found
+def make_problem(
+    graph: Graph, devices: Sequence[DeviceProfile], rules: Sequence[AnyRule], *, limits: Limits
+) -> Problem:
+    """The rules and answers that a plan must obey. Raises ConfigurationError, SelectorError."""
+    by_name = {device.name: device for device in devices}
+    return Problem(graph, by_name, apply_rules(graph, rules, by_name), limits, 0)
+
+
+def _refuse_uncovered(problem: Problem) -> None:
+    """Raise UnsupportedRegionError, with every device's answer, for an atom that nobody runs."""
+    covered = {a for choices in problem.choices for choice in choices for a in choice.atoms}
+    for atom in problem.atoms:
+        if atom.name in covered:
+            continue
+        rule = problem.constraints.placed.get(atom.operators[0])
+        asked = list(problem.devices)
+        if rule is not None and isinstance(rule.rule, Rule):
+            asked = [name for name in asked if name in rule.rule.devices]
+        who = f"{rule} asks for" if rule else "there are only"
+        said = "; ".join(f"{name}: {refusal(problem, atom, name)}" for name in asked)
+        raise UnsupportedRegionError(
+            f"no device can run the region {atom.name}: {who} {', '.join(asked)} ({said})"
+        )
 
 
 def _contexts(limits: Limits, context: int | None) -> list[int]:
@@ -120,13 +122,15 @@ def _cache_blocks(ledgers: Iterable[Ledger], limits: Limits, context: int | None
 
 
 def _uses(
-    graph: Graph, stages: Sequence[Stage], filled: dict[str, Ledger], blocks: int
+    problem: Problem,
+    stages: Sequence[Stage],
+    assignment: Assignment,
+    filled: dict[str, Ledger],
+    blocks: int,
 ) -> tuple[DeviceUse, ...]:
     uses = []
     for name, ledger in filled.items():
-        own = [stage for stage in stages if stage.device == name]
-        leaves = [graph.regions[region] for stage in own for region in stage.regions]
-        seconds = sum(costs.compute_seconds(graph, leaf, ledger.device) for leaf in leaves)
+        own = [choice for choice in assignment if choice.device == name]
         uses.append(
             DeviceUse(
                 device=name,
@@ -136,57 +140,45 @@ def _uses(
                 weights=ledger.weights,
                 cache=ledger.token_bytes * BLOCK_SIZE * blocks,
                 workspace=ledger.workspace,
-                stages=len(own),
-                seconds_per_token=seconds,
+                stages=sum(stage.device == name for stage in stages),
+                seconds_per_token=sum(problem.seconds(choice) for choice in own),
             )
         )
     return tuple(uses)
 
 
-def _reasons(
-    problem: Problem, assignment: dict[str, str], applied: dict[str, Applied]
-) -> dict[str, str]:
-    """Why each leaf is where it is."""
-    free = cheapest(problem)
-    reasons = {}
-    leaves = problem.graph.leaves
-    for number, leaf in enumerate(leaves):
-        name = assignment[leaf.name]
-        rule = applied.get(leaf.name)
-        near = {assignment[other.name] for other in leaves[max(0, number - 1) : number + 2]}
-        if rule is not None:
-            reasons[leaf.name] = str(rule)
-            if len(rule.rule.devices) > 1:
-                reasons[leaf.name] += ", the cheaper of them"
-        elif len(problem.candidates[leaf.name]) == 1:
-            only = len(problem.devices) > 1
-            reasons[leaf.name] = "the only device that can run it" if only else "the only device"
-        elif free[leaf.name] != name:
-            reasons[leaf.name] = "fills the memory that is left"
-        elif near == {name}:
-            reasons[leaf.name] = "cheapest, together with its neighbours"
-        else:
-            reasons[leaf.name] = "cheapest, with one neighbour"
-    return reasons
+def _impossible(problem: Problem, rules: Sequence[AnyRule]) -> PlanError:
+    """The error for a problem without a solution: what is needed, what is there, what conflicts."""
+    applied = [Applied(number, rule) for number, rule in enumerate(rules, 1)]
+    conflict = smallest_conflict(problem, applied)
+    members = "; ".join(str(member) for member in conflict)
+    more = f". Impossible together: {members}" if conflict else ""
+    if conflict and not any(isinstance(member, MemoryLimit) for member in conflict):
+        return UnsupportedRegionError(f"no plan can hold{more}", conflict=conflict)
+    return CapacityError(_does_not_fit(problem) + more, conflict=conflict)
 
 
-def _does_not_fit(problem: Problem, applied: dict[str, Applied]) -> str:
-    """Needed and available, and the rules that force it."""
-    pinned = {leaf: names[0] for leaf, names in problem.candidates.items() if len(names) == 1}
-    for name, ledger in problem.filled(pinned).items():
-        needed = ledger.used(problem.tokens)
-        if needed > ledger.device.memory:
-            forced = [leaf for leaf, device in pinned.items() if device == name]
-            rules = dict.fromkeys(str(applied[leaf]) for leaf in forced if leaf in applied)
-            why = " and ".join(rules) or "no other device can run them"
-            return (
-                f"device {name} is too small: {len(forced)} regions from {forced[0]} to "
-                f"{forced[-1]} must be there ({why}); they need {size(needed)} with a cache for "
-                f"{problem.tokens} tokens, it has {size(ledger.device.memory)}"
-            )
-    leaves = problem.graph.leaves
+def _does_not_fit(problem: Problem) -> str:
+    """Needed and available: of one device that has no choice, else of all."""
+    forced = [
+        choices[0]
+        for choices in problem.choices
+        if len({choice.device for choice in choices}) == 1 and len(choices[0].atoms) == 1
+    ]
+    for ledger in problem.overfull(forced):
+        name = ledger.device.name
+        atoms = [atom for choice in forced if choice.device == name for atom in choice.atoms]
+        first = [problem.atoms[problem.position[atom]].operators[0] for atom in atoms]
+        found = (problem.constraints.placed.get(operator) for operator in first)
+        why = dict.fromkeys(str(rule) for rule in found if rule is not None)
+        return (
+            f"device {name} is too small: {len(atoms)} regions from {atoms[0]} to {atoms[-1]} "
+            f"must be there ({' and '.join(why) or 'no other device can run them'}); they need "
+            f"{size(ledger.used(problem.tokens))} with a cache for {problem.tokens} tokens, "
+            f"it has {size(ledger.device.memory)}"
+        )
     needs = [
-        Ledger(problem.graph, device, problem.limits).extra(leaves, problem.tokens)
+        Ledger(problem.graph, device, problem.limits).extra(problem.atoms, problem.tokens)
         for device in problem.devices.values()
     ]
     have = ", ".join(f"{name} {size(d.memory)}" for name, d in problem.devices.items())
@@ -195,15 +187,3 @@ def _does_not_fit(problem: Problem, applied: dict[str, Applied]) -> str:
         f"the devices are too small for the model: it needs {size(min(needs))} "
         f"with a cache for {problem.tokens} tokens, they have {size(total)} ({have})"
     )
-
-
-def size(nbytes: int) -> str:
-    """Bytes for a person: 5.1 MiB, 513 MiB."""
-    if nbytes < 1024:
-        return f"{nbytes} B"
-    amount = float(nbytes)
-    for unit in ("KiB", "MiB", "GiB"):
-        amount /= 1024
-        if amount < 1024:
-            break
-    return f"{amount:.{0 if amount >= 100 else 1}f} {unit}"

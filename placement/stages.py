@@ -5,43 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from raygraft.graph.graph import Graph, Region
+from raygraft.graph.graph import Graph
 from raygraft.placement import costs
 from raygraft.placement.devices import ENGINE
-from raygraft.placement.plan import Stage, Transfer
+from raygraft.placement.plan import Stage, Transfer, Unit
+from raygraft.placement.problem import Choice
 
 
 @dataclass
 class _Group:
-    """A stage in the making. `before` holds all groups it depends on, directly or not."""
+    """A stage in the making. `sources` are the groups that it needs something of."""
 
     device: str
-    leaves: list[Region] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     sources: set[int] = field(default_factory=set)
 
 
-def cut_stages(graph: Graph, device_of: Mapping[str, str]) -> tuple[Stage, ...]:
-    """Maximal convex runs of regions on one device, in topological order.
+def cut_stages(graph: Graph, assignment: Sequence[Choice]) -> tuple[Stage, ...]:
+    """Maximal convex runs of choices on one device, in topological order.
 
-    A region joins the last stage of its device unless what it needs went through another device
+    A choice joins the last stage of its device unless what it needs went through another device
     since: then the union would not be convex, and a new stage begins.
     """
     groups: list[_Group] = []
     group_of: dict[str, int] = {}  # operator -> number of its group
     last: dict[str, int] = {}  # device -> its newest group
-    for leaf in graph.leaves:
-        device = device_of[leaf.name]
-        inputs = graph.subgraph(leaf.operators).inputs
-        sources = {group_of[graph.producer[value].name] for value in inputs}
-        number = last.get(device)
+    operators = {atom.name: atom.operators for atom in graph.atoms}
+    for choice in assignment:
+        own = [name for atom in choice.atoms for name in operators[atom]]
+        sources = {group_of[graph.producer[value].name] for value in graph.subgraph(own).inputs}
+        number = last.get(choice.device)
         if number is None or any(_depends(groups, s, number) for s in sources - {number}):
-            number = last[device] = len(groups)
-            groups.append(_Group(device))
-        groups[number].leaves.append(leaf)
+            number = last[choice.device] = len(groups)
+            groups.append(_Group(choice.device))
+        groups[number].choices.append(choice)
         groups[number].sources |= sources - {number}
-        group_of.update(dict.fromkeys(leaf.operators, number))
+        group_of.update(dict.fromkeys(own, number))
     return tuple(
-        _stage(graph, position, groups[number])
+        _stage(graph, position, groups[number], operators)
         for position, number in enumerate(_topological(groups))
     )
 
@@ -61,25 +62,33 @@ def _depends(groups: Sequence[_Group], later: int, earlier: int) -> bool:
 
 def _topological(groups: Sequence[_Group]) -> list[int]:
     """Group numbers, sources first; among those that are ready, the earliest begun."""
-    order: list[int] = []
+    order: dict[int, None] = {}
     left = dict(enumerate(groups))
     while left:
-        number = next(n for n, group in left.items() if group.sources <= set(order))
-        order.append(number)
+        number = next(n for n, group in left.items() if group.sources <= order.keys())
+        order[number] = None
         del left[number]
-    return order
+    return list(order)
 
 
-def _stage(graph: Graph, number: int, group: _Group) -> Stage:
-    names = [name for leaf in group.leaves for name in leaf.operators]
-    subgraph = graph.subgraph(names)
+def _stage(
+    graph: Graph, number: int, group: _Group, operators: Mapping[str, tuple[str, ...]]
+) -> Stage:
+    units: list[Unit] = []
+    for choice in group.choices:
+        own = tuple(name for atom in choice.atoms for name in operators[atom])
+        if choice.claim is None and units and units[-1].claim is None:
+            units[-1] = Unit(None, units[-1].operators + own)
+        else:
+            units.append(Unit(choice.claim, own))
+    whole = graph.subgraph([name for unit in units for name in unit.operators])
     return Stage(
         number,
         group.device,
-        tuple(leaf.name for leaf in group.leaves),
-        tuple(op.name for op in subgraph.operators),
-        subgraph.inputs,
-        subgraph.outputs,
+        tuple(atom for choice in group.choices for atom in choice.atoms),
+        tuple(units),
+        whole.inputs,
+        whole.outputs,
     )
 
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from raygraft.graph.errors import ConfigurationError
 from raygraft.graph.selectors import Selector
-from raygraft.kernels import BACKENDS, DEFAULT_BACKEND
+from raygraft.kernels import DEFAULT_BACKEND, check_backend
 from raygraft.placement.devices import ENGINE, DeviceSpec
-from raygraft.placement.rules import Rule
+from raygraft.placement.rules import AnyRule, Rule
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SIZE = re.compile(r"^(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmg]?i?)b?$", re.IGNORECASE)
@@ -58,11 +58,10 @@ class DeviceConfig(BaseModel):
                 f"{self.name!r} cannot be a device's name: accepted are letters, digits, - and _, "
                 f"beginning with a letter, and not {ENGINE!r}"
             )
-        if self.backend not in BACKENDS:
-            raise ConfigurationError(
-                f"device {self.name}: backend {self.backend!r} is not known; "
-                f"known are {', '.join(sorted(BACKENDS))}"
-            )
+        try:
+            check_backend(self.backend)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"device {self.name}: {error}") from None
         for item in self.regions:
             Selector.parse(item)
         regions = tuple(self.regions)
@@ -74,7 +73,7 @@ class Configuration:
     """Devices and rules of one file."""
 
     devices: tuple[DeviceSpec, ...]
-    rules: tuple[Rule, ...]
+    rules: tuple[AnyRule, ...]
 
 
 def parse_device(device: Device, where: str = "") -> DeviceSpec:
@@ -125,7 +124,7 @@ def parse_devices(devices: Iterable[Device], where: str = "") -> tuple[DeviceSpe
     return specs
 
 
-def parse_rules(place: Place | None, where: str = "") -> tuple[Rule, ...]:
+def parse_rules(place: Place | None, where: str = "") -> tuple[AnyRule, ...]:
     """Rules from a mapping selector -> device, or from `SELECTOR=DEVICE` texts.
 
     Raises ConfigurationError or SelectorError.
@@ -174,4 +173,6 @@ def read_configuration(path: str | Path) -> Configuration:
     place = own.get("place")
     if not isinstance(place, dict | list | None):
         raise ConfigurationError(f"{path}: place: expected selectors with their devices")
-    return Configuration(parse_devices(own["devices"], f"{path}: "), parse_rules(place, f"{path}: "))
+    return Configuration(
+        parse_devices(own["devices"], f"{path}: "), parse_rules(place, f"{path}: ")
+    )

@@ -12,7 +12,6 @@ from typing import Literal, Self
 from raygraft.actors.engine import Engine
 from raygraft.actors.fleet import Fleet
 from raygraft.actors.in_process import InProcessFleet
-from raygraft.actors.part import Questions
 from raygraft.actors.request import GeneratedSequence, SamplingParams
 from raygraft.completion import Completion, Writer
 from raygraft.configuration import Device, Place, parse_devices, parse_rules
@@ -24,8 +23,8 @@ from raygraft.graph.gguf_file import ModelFile
 from raygraft.graph.graph import Graph
 from raygraft.placement.devices import DeviceSpec
 from raygraft.placement.plan import Plan
-from raygraft.placement.planner import make_plan
-from raygraft.placement.rules import Rule, apply_rules
+from raygraft.placement.rules import AnyRule
+from raygraft.planning import check_early, plan_on, with_named_regions
 from raygraft.text import ChatTemplate, Tokenizer
 
 Progress = Callable[[str], None]
@@ -103,7 +102,8 @@ class LLM:
     """A model on its devices. Close it, or use it in a `with` block.
 
     `devices` are texts like `--device`'s, mappings with the same keys, or DeviceSpecs; `place`
-    maps selectors to devices, the last that matches wins. `address` joins a running Ray cluster.
+    maps selectors to devices, the last that matches wins; `regions` names regions of your own, as
+    name -> selector. `address` joins a running Ray cluster.
     `runtime="in-process"` runs the devices as threads without Ray.
     """
 
@@ -112,7 +112,8 @@ class LLM:
         model: str | Path | Model | None = None,
         *,
         devices: Iterable[Device] | None = None,
-        place: Place | Sequence[Rule] | None = None,
+        place: Place | Sequence[AnyRule] | None = None,
+        regions: Mapping[str, str] | None = None,
         address: str | None = None,
         runtime: Literal["ray", "in-process"] = "ray",
         ctx_size: int | None = None,
@@ -125,31 +126,30 @@ class LLM:
         self.model = model if isinstance(model, Model) else Model(model, progress)
         specs = parse_devices(devices or [DEFAULT_DEVICE])
         rules = _rules(place)
-        graph = self.model.graph
+        graph = with_named_regions(self.model.graph, regions or {})
         limits = self.model.limits(
             ctx_size=ctx_size,
             max_sequences=max_sequences,
             max_rows=max_rows,
             cache_type=cache_type,
         )
-        apply_rules(graph, rules, [spec.name for spec in specs])  # fail before anything starts
+        check_early(graph, rules, specs)
         fleet = _start_fleet(specs, runtime, address, progress)
         try:
-            questions = Questions(graph.signatures, graph.weight_forms, limits)
-            self.plan: Plan = make_plan(
+            self.plan: Plan
+            self.plan, self.graph, _ = plan_on(
+                fleet,
                 graph,
-                fleet.profiles(questions),
                 rules,
                 limits=limits,
                 context=ctx_size,
                 model=self.model.file.path.name,
-                engine_node=fleet.node,
             )
             self.tokenizer = self.model.tokenizer
             self._template = ChatTemplate.for_tokenizer(self.tokenizer)
             self._engine = Engine(
                 self.plan,
-                graph,
+                self.graph,
                 self.model.file,
                 fleet,
                 end_of_generation=self.tokenizer.end_of_generation,
@@ -279,9 +279,9 @@ def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:
     return isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
 
 
-def _rules(place: Place | Sequence[Rule] | None) -> tuple[Rule, ...]:
+def _rules(place: Place | Sequence[AnyRule] | None) -> tuple[AnyRule, ...]:
     if place is not None and not isinstance(place, Mapping) and not isinstance(place, str):
-        ready = [rule for rule in place if isinstance(rule, Rule)]
+        ready = [rule for rule in place if isinstance(rule, AnyRule)]
         if len(ready) == len(place):
             return tuple(ready)
     return parse_rules(place)  # type: ignore[arg-type]

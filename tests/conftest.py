@@ -19,6 +19,11 @@ settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("repeatable")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Graphs are arguments of property tests; a failing example is worth printing all the same.
+    config.addinivalue_line("filterwarnings", "ignore:Generating overly large repr")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of architecture `llama`, with two blocks."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 from math import prod
 from typing import Any
 
 import numpy as np
-import psutil
 from gguf import quants
 from threadpoolctl import threadpool_limits
 
@@ -18,6 +16,7 @@ from raygraft.graph.rotary import RotaryEmbedding
 from raygraft.graph.step import Step
 from raygraft.graph.tensors import WeightForm, WeightSlice, WeightSource
 from raygraft.kernels.base import Array, Backend, BackendOptions, Description, Runner, Values
+from raygraft.kernels.host import describe_host
 from raygraft.kernels.reference import operators, sampling
 from raygraft.kernels.reference.cache import DTYPES, PagedCache
 
@@ -45,16 +44,7 @@ class ReferenceBackend(Backend):
 
     def describe(self) -> Description:
         """The machine's processor and memory."""
-        memory = psutil.virtual_memory()
-        return Description(
-            backend="reference",
-            type="cpu",
-            hardware=platform.processor() or platform.machine(),
-            memory_total=memory.total,
-            memory_free=memory.available,
-            threads=self.options.threads,
-            versions=(("numpy", np.__version__),),
-        )
+        return describe_host("reference", self.options.threads, (("numpy", np.__version__),))
 
     def supports_op(self, signature: Signature, limits: Limits) -> Verdict:
         """Every operator of the vocabulary, on every weight type that can be dequantised."""

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from raygraft.cli import options as o
 from raygraft.cli.report import out, progress
-from raygraft.placement.planner import size
+from raygraft.placement.costs import size
 
 
 def devices(

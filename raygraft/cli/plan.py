@@ -9,14 +9,14 @@ from rich.table import Table
 
 from raygraft.actors.fleet import Fleet
 from raygraft.actors.in_process import InProcessFleet
-from raygraft.actors.part import Questions
 from raygraft.cli import options as o
 from raygraft.cli.report import memory_bar, out, print_plan, progress
 from raygraft.configuration import Configuration
 from raygraft.graph.graph import Graph
 from raygraft.llm import MAX_ROWS, MAX_SEQUENCES, Model, Progress
+from raygraft.placement.costs import size
 from raygraft.placement.plan import Plan
-from raygraft.placement.planner import make_plan, size
+from raygraft.planning import plan_on
 
 
 def plan(
@@ -40,27 +40,26 @@ def plan(
     settings = o.configuration(devices, device, place, threads)
     with progress(quiet=as_json) as say:
         loaded = Model(model, say)
-        made = _make(loaded, settings, ctx_size, address, say)
+        made, graph = _make(loaded, settings, ctx_size, address, say)
     if as_json:
         print(made.to_json(indent=1))
         return
-    print_plan(made, loaded.graph)
+    print_plan(made, graph)
     out.print()
     for use in made.devices:
         where = f"{use.type} on {use.node}" if use.node else use.type
         out.print(f"{use.device} ({where}): {memory_bar(use)}", markup=False)
     if reasons:
         out.print()
-        out.print(_reasons(made, loaded.graph))
+        out.print(_reasons(made, graph))
 
 
 def _make(
     model: Model, settings: Configuration, ctx_size: int | None, address: str | None, say: Progress
-) -> Plan:
+) -> tuple[Plan, Graph]:
     limits = model.limits(
         ctx_size=ctx_size, max_sequences=MAX_SEQUENCES, max_rows=MAX_ROWS, cache_type="f32"
     )
-    questions = Questions(model.graph.signatures, model.graph.weight_forms, limits)
     fleet: Fleet
     if address is None:
         fleet = InProcessFleet(settings.devices, asked=False)
@@ -69,15 +68,15 @@ def _make(
 
         fleet = RayFleet(settings.devices, address, say)
     try:
-        return make_plan(
+        plan, graph, _ = plan_on(
+            fleet,
             model.graph,
-            fleet.profiles(questions),
             settings.rules,
             limits=limits,
             context=ctx_size,
             model=model.file.path.name,
-            engine_node=fleet.node,
         )
+        return plan, graph
     finally:
         fleet.shutdown()
 
@@ -86,8 +85,9 @@ def _reasons(plan: Plan, graph: Graph) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("region", "device", "bytes", "reason"):
         table.add_column(title, justify="right" if title == "bytes" else "left")
+    operators = {atom.name: atom.operators for atom in graph.atoms}
     for placement in plan.placements:
-        weights = graph.subgraph(graph.regions[placement.region].operators).weights
+        weights = graph.subgraph(operators[placement.region]).weights
         nbytes = sum(weight.nbytes(graph.tensors[weight.tensor]) for weight in weights)
         table.add_row(placement.region, placement.device, size(nbytes), placement.reason)
     return table

@@ -13,7 +13,7 @@ from raygraft.cli.report import out, progress
 from raygraft.graph.graph import Graph, Region
 from raygraft.graph.selectors import Selector
 from raygraft.llm import Model
-from raygraft.placement.planner import size
+from raygraft.placement.costs import size
 
 
 def regions(

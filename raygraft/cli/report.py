@@ -13,8 +13,8 @@ from rich.table import Table
 
 from raygraft.graph.graph import Graph, Region
 from raygraft.llm import Progress
+from raygraft.placement.costs import size
 from raygraft.placement.plan import DeviceUse, Plan
-from raygraft.placement.planner import size
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
@@ -49,6 +49,7 @@ def summarise(graph: Graph, names: Sequence[str]) -> str:
                 visit(graph.regions[child])
 
     visit(graph.regions["model"])
+    tops += [name for name in names if "#" in name]  # pieces that a region of one's own cuts out
     groups: dict[tuple[str, str], list[int]] = {}
     for name in tops:
         match = _NUMBER.match(name)
@@ -93,8 +94,9 @@ def plan_line(plan: Plan) -> str:
     """Hops, bytes and context in one line."""
     nbytes = sum(transfer.row_bytes for transfer in plan.transfers)
     links = sorted({transfer.link for transfer in plan.transfers})
+    hops = "1 hop" if plan.hops == 1 else f"{plan.hops} hops"
     return (
-        f"{plan.hops} hop{'s' * (plan.hops != 1)} a token ({' and '.join(links)}), {size(nbytes)} in all; "
+        f"{hops} a token ({' and '.join(links)}), {size(nbytes)} in all; "
         f"context {plan.limits.context} tokens, {plan.cache_blocks} cache pages of "
         f"{plan.block_size}"
     )

@@ -83,7 +83,7 @@ def run(
             print(json.dumps(_document(llm, completion), ensure_ascii=False, indent=1))
             return
         if show_plan:
-            print_plan(llm.plan, llm.model.graph)
+            print_plan(llm.plan, llm.graph)
             out.print()
         _print_answer(llm, text, params)
         _print_timings(llm.timings(), plan_line(llm.plan))

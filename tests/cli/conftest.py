@@ -4,7 +4,7 @@ import io
 import sys
 
 import pytest
-from command_line import Command, Ended
+from cli.command_line import Command, Ended
 
 from raygraft.cli import main
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Command, Ended
+from cli.command_line import Command, Ended
 from tiny_models import truncated, write_tiny_llama
 
 

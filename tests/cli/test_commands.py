@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import Command
+from cli.command_line import Command
 
 COMMANDS = ("run", "chat", "plan", "regions", "devices")
 CUT = ("--device", "a:threads=1", "--device", "b:threads=1")
@@ -174,9 +174,7 @@ def test_chat_answers_line_by_line(raygraft: Command, tiny_model: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_chat_goes_on_after_a_message_that_is_too_long(
-    raygraft: Command, tiny_model: Path
-) -> None:
+def test_chat_goes_on_after_a_message_that_is_too_long(raygraft: Command, tiny_model: Path) -> None:
     ended = raygraft("chat", "-m", tiny_model, "-n", 2, stdin=f"{'word ' * 400}\nHi\n")
     assert ended.code == 0
     assert "error: the prompt has" in ended.err

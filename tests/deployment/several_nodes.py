@@ -1,6 +1,6 @@
-"""A driver on a cluster of three nodes on this machine: `several_nodes.py MODEL`.
+"""A driver on a cluster of three nodes on this machine: `several_nodes.py MODEL OUT`.
 
-Prints JSON: answers without a cut and in several cuts, each as tokens with log probabilities.
+Writes JSON: answers without a cut and in several cuts, each as tokens with log probabilities.
 """
 
 import json
@@ -8,10 +8,13 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import ray
 from ray.cluster_utils import Cluster
 
 from raygraft import LLM, SamplingParams
+from raygraft.actors import ray_fleet
 from raygraft.llm import Model
 
 PARAMS = SamplingParams(temperature=0, max_tokens=8, logprobs=5)
@@ -48,9 +51,14 @@ def cut_answers(path: str, name: str, address: str) -> dict[str, Any]:
         {"name": "a", "threads": 1, "node": left},
         {"name": "b", "threads": 1, "node": right},
     ]
-    with LLM(model, devices=devices, place=place, address=address) as llm:
+    with (
+        patch.object(ray_fleet, "raw_tensor", wraps=ray_fleet.raw_tensor) as sent,
+        LLM(model, devices=devices, place=place, address=address) as llm,
+    ):
         return {
             "answers": answers(llm),
+            "tensors_sent": sent.call_count,
+            "tensors": len(model.graph.tensors),
             "links": sorted({(t.source, t.target, t.link) for t in llm.plan.transfers}),
             "nodes": len({use.node for use in llm.plan.devices}),
             "asked": llm.plan.asked,
@@ -69,6 +77,7 @@ def main() -> None:
         for name in CUTS:
             document[name] = cut_answers(path, name, cluster.address)
     finally:
+        ray.shutdown()
         cluster.shutdown()
     Path(sys.argv[2]).write_text(json.dumps(document), encoding="utf-8")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from processes import COMMANDS, REPOSITORY, run
+from deployment.processes import COMMANDS, REPOSITORY, run
 
 from raygraft.configuration import read_configuration
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import run
+from deployment.processes import run
 
 pytestmark = pytest.mark.process
 
@@ -29,6 +29,11 @@ def document(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     assert done.returncode == 0, done.stderr[-3000:]
     read: dict[str, Any] = json.loads((folder / "out.json").read_text(encoding="utf-8"))
     return read
+
+
+def test_weights_are_sent_where_the_file_is_not(document: dict[str, Any]) -> None:
+    assert document["model not there"]["tensors_sent"] == document["model not there"]["tensors"]
+    assert document["attention elsewhere"]["tensors_sent"] == 0
 
 
 @pytest.mark.parametrize("cut", LINKS)

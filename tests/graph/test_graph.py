@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tiny_models import write_tiny_llama
 
 from raygraft.graph.architectures import build_graph
+from raygraft.graph.errors import ConfigurationError
 from raygraft.graph.gguf_file import ModelFile
 from raygraft.graph.graph import Graph
 from raygraft.graph.tensors import WeightSlice
@@ -27,7 +28,8 @@ def test_the_tree_of_regions(tiny_graph: Graph) -> None:
         f"blk.{n}{rest}"
         for n in range(2)
         for rest in (
-            "", ".attn", ".attn.qkv", ".attn.core", ".attn.out", ".ffn", ".ffn.gate_up", ".ffn.down",
+            "", ".attn", ".attn.qkv", ".attn.core", ".attn.out",
+            ".ffn", ".ffn.gate_up", ".ffn.down",
         )
     ]  # fmt: skip
     assert list(tiny_graph.regions) == ["model", "embed", *blocks, "head", "sample"]
@@ -202,6 +204,43 @@ def test_any_operators_have_the_boundary_of_their_data_flow(
     assert len(set(subgraph.inputs)) == len(subgraph.inputs)
     assert len(set(subgraph.outputs)) == len(subgraph.outputs)
     assert tiny_graph.is_convex(chosen) is not path_returns(tiny_graph, chosen)
+
+
+@given(st.data())
+def test_regions_beside_the_tree_are_made_of_atoms(tiny_graph: Graph, data: st.DataObject) -> None:
+    names = [operator.name for operator in tiny_graph.operators]
+    graph = tiny_graph
+    for number in range(data.draw(st.integers(0, 3))):
+        start = data.draw(st.integers(0, len(names) - 1))
+        length = data.draw(st.integers(1, 8))
+        holes = data.draw(st.sets(st.sampled_from(names), max_size=2))
+        chosen = set(names[start : start + length]) - holes
+        if chosen and graph.is_convex(chosen):
+            graph = graph.with_region(f"own{number}", "own", chosen)
+
+    assert [name for atom in graph.atoms for name in atom.operators] == names
+    assert len({atom.name for atom in graph.atoms}) == len(graph.atoms)
+    for atom in graph.atoms:
+        assert graph.is_convex(atom.operators)
+    for region in graph.all_regions:
+        inside = [
+            atom for atom in graph.atoms if not {*atom.operators}.isdisjoint(region.operators)
+        ]
+        assert {name for atom in inside for name in atom.operators} == set(region.operators)
+    if graph is tiny_graph:
+        assert [a.name for a in graph.atoms] == [leaf.name for leaf in graph.leaves]
+
+
+def test_regions_beside_the_tree_that_cannot_be(tiny_graph: Graph) -> None:
+    attention = tiny_graph.regions["blk.0.attn"].operators
+    graph = tiny_graph.with_region("mine", "fused", attention[3:9])
+    assert graph.own_regions[0].operators == attention[3:9]
+    assert tiny_graph.own_regions == ()
+    for taken in ("mine", "blk.0.attn"):
+        with pytest.raises(ConfigurationError, match=f"a region named '{taken}' already"):
+            graph.with_region(taken, "fused", attention)
+    with pytest.raises(ConfigurationError, match="'split' is not convex: a path leaves it"):
+        graph.with_region("split", "fused", (attention[0], attention[-1]))
 
 
 def test_head_of_its_own_or_tied(tmp_path: Path) -> None:

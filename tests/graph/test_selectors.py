@@ -25,7 +25,8 @@ from raygraft.graph.selectors import Selector
         ("blk.1?", "blk.10 blk.11"),
         ("blk.1*", "blk.1 blk.10 blk.11"),
         ("blk.[4-5].*", "blk.4.attn blk.4.ffn blk.5.attn blk.5.ffn"),
-        ("blk.2.*.*", "blk.2.attn.qkv blk.2.attn.core blk.2.attn.out blk.2.ffn.gate_up blk.2.ffn.down"),
+        ("blk.2.f*.*", "blk.2.ffn.gate_up blk.2.ffn.down"),
+        ("blk.2.*.o*", "blk.2.attn.out"),
         ("blk.0.a*", "blk.0.attn"),
         ("*.[7].attn.o?t", "blk.7.attn.out"),
         ("model", "model"),
@@ -36,6 +37,14 @@ from raygraft.graph.selectors import Selector
         ("kind:attention", " ".join(f"blk.{n}.attn" for n in range(12))),
         ("kind:sa*", "sample"),
         ("kind:model", "model"),
+        ("blk.1.attn+head", "blk.1.attn head"),
+        (" head + blk.1.attn ", "blk.1.attn head"),
+        ("blk.[0-2].ffn+!blk.1.ffn", "blk.0.ffn blk.2.ffn"),
+        ("!blk.1.ffn + blk.[0-1].ffn", "blk.0.ffn"),
+        ("blk.1.ffn+!blk.1.ffn.down", "blk.1.ffn.gate_up"),
+        ("blk.[3-4]+!kind:attention", "blk.3.ffn blk.4.ffn"),
+        ("!kind:block", "embed head sample"),
+        ("!blk.*+!embed", "head sample"),
     ],
 )  # fmt: skip
 def test_regions_that_a_selector_names(deep_graph: Graph, text: str, regions: str) -> None:
@@ -54,6 +63,32 @@ def test_a_range_names_exactly_the_numbers_inside(
     assert {region.name for region in deep_graph.regions.values() if selector.matches(region)} == {
         f"blk.{n}.ffn" for n in inside
     }
+
+
+def names_below(graph: Graph, part: str) -> set[str]:
+    """Operators of all regions that one term without `!` names."""
+    return {name for region in Selector.parse(part).select(graph) for name in region.operators}
+
+
+PARTS = ("model", "blk.*", "kind:ffn", "kind:attention", "blk.[0-5]", "blk.3.attn.core", "head")
+PARTS += ("embed", "blk.[4-9].ffn.down", "kind:sample")
+
+
+@given(
+    meant=st.lists(st.sampled_from(PARTS), max_size=3),
+    excluded=st.lists(st.sampled_from(PARTS), max_size=3),
+)
+def test_terms_add_and_exclude(deep_graph: Graph, meant: list[str], excluded: list[str]) -> None:
+    expected = set().union(*(names_below(deep_graph, part) for part in meant or ["model"]))
+    expected -= set().union(*(names_below(deep_graph, part) for part in excluded))
+    selector = Selector.parse("+".join([*meant, *(f"!{part}" for part in excluded)] or ["model"]))
+    if not expected:
+        with pytest.raises(SelectorError, match="excludes all that it names"):
+            selector.select(deep_graph)
+        return
+    assert selector.operators(deep_graph) == expected
+    regions = selector.select(deep_graph)
+    assert {name for region in regions for name in region.operators} == expected
 
 
 @given(st.data())
@@ -79,6 +114,9 @@ def test_every_region_is_named_by_its_own_name(deep_graph: Graph, data: st.DataO
         ("blk.[0-1]\n.attn", "cannot read '[0-1]\\n'"),
         ("blk.[5-3].attn", "the range 5-3 is empty"),
         ("kind:", "'' is no kind of region"),
+        ("head+", "selector 'head+': cannot read ''"),
+        ("!", "selector '!': cannot read ''"),
+        ("!!head", "cannot read '!head'"),
         ("kind:a.b", "'a.b' is no kind of region"),
         ("kind:[0-1]", "'[0-1]' is no kind of region"),
         ("blk/3", "cannot read 'blk/3'"),
@@ -89,7 +127,7 @@ def test_selector_that_cannot_be_read(text: str, message: str) -> None:
         Selector.parse(text)
 
 
-@given(st.text(alphabet="blk.[]0123456789-,*? \n:kind_ñ²٣") | st.text())
+@given(st.text(alphabet="blk.[]0123456789-,*? \n:kind_ñ²٣+!") | st.text())
 def test_any_text_is_a_selector_or_refused(deep_graph: Graph, text: str) -> None:
     try:
         selector = Selector.parse(text)

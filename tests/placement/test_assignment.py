@@ -1,5 +1,6 @@
-"""Assignments under scarce memory, against trying every one."""
+"""Plans under scarce memory, against trying every assignment."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
@@ -8,65 +9,53 @@ from device_profiles import LIMITS, assignment_of, device, room_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raygraft.graph.capability import Limits
+from raygraft.graph.errors import CapacityError
 from raygraft.graph.graph import Graph
-from raygraft.placement.assignment import (
-    Problem,
-    assign,
-    cheapest,
-    fill_in_order,
-    overfull,
-    search_exactly,
-)
+from raygraft.placement import assignment
+from raygraft.placement.devices import DeviceProfile
+from raygraft.placement.memory import Ledger
 from raygraft.placement.planner import make_plan
+from raygraft.placement.rules import Rule
 
-TOKENS = 64
-
-
-def problem_with(
-    graph: Graph,
-    memories: dict[str, int],
-    candidates: dict[str, tuple[str, ...]] | None = None,
-    limits: Limits = LIMITS,
-) -> Problem:
-    devices = {name: device(graph, name, memory) for name, memory in memories.items()}
-    everywhere = {leaf.name: tuple(memories) for leaf in graph.leaves}
-    return Problem(graph, devices, everywhere | (candidates or {}), limits, TOKENS)
+TOKENS = LIMITS.context
 
 
-def used_by(graph: Graph, assignment: dict[str, str], names: str) -> dict[str, int]:
+def used_by(
+    graph: Graph, device_of: Mapping[str, str], devices: Mapping[str, DeviceProfile]
+) -> dict[str, int]:
     """Bytes that an assignment takes on each device."""
-    problem = problem_with(graph, dict.fromkeys(names, 0))
-    return {name: ledger.used(TOKENS) for name, ledger in problem.filled(assignment).items()}
+    ledgers = {name: Ledger(graph, found, LIMITS) for name, found in devices.items()}
+    for leaf in graph.leaves:
+        ledgers[device_of[leaf.name]].add(leaf)
+    return {name: ledger.used(TOKENS) for name, ledger in ledgers.items()}
 
 
-def test_the_search_finds_what_filling_in_order_does_not(four_blocks: Graph) -> None:
+def planned(graph: Graph, devices: Mapping[str, DeviceProfile], *rules: str) -> dict[str, str]:
+    """Leaf -> device by the planner, held against the devices' memory."""
+    plan = make_plan(
+        graph, list(devices.values()), [Rule.parse(rule) for rule in rules], limits=LIMITS
+    )
+    used = used_by(graph, plan.device_of, devices)
+    assert all(used[name] <= found.memory for name, found in devices.items())
+    assert {use.device: use.weights + use.workspace + use.cache for use in plan.devices} == used
+    return plan.device_of
+
+
+def with_memory(graph: Graph, memories: Mapping[str, int]) -> dict[str, DeviceProfile]:
+    return {name: device(graph, name, memory) for name, memory in memories.items()}
+
+
+def test_the_search_finds_what_filling_in_order_does_not(
+    four_blocks: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Filling starts on the larger device and leaves a rest on both that is too small for head."""
     split = {"a": "embed blk.0 head sample", "b": "blk.1 blk.2 blk.3"}
     memories = {name: room_for(four_blocks, regions) for name, regions in split.items()}
-    problem = problem_with(four_blocks, memories)
-    filled = fill_in_order(problem)
-    assert filled is None or not problem.fits(filled)
-    assert assign(problem, exact=False) is None
-    found = search_exactly(problem)
-    assert found is not None
-    assert problem.fits(found)
-    plan = make_plan(four_blocks, list(problem.devices.values()), limits=LIMITS)
-    assert problem.fits(plan.device_of)
-
-
-def test_the_search_weighs_hops(four_blocks: Graph) -> None:
-    """With room to spare it finds what no hop can better: one device."""
-    problem = problem_with(four_blocks, dict.fromkeys("abc", 1 << 30))
-    found = search_exactly(problem)
-    assert found is not None
-    assert len(set(found.values())) == 1
-
-
-def test_nothing_fits(four_blocks: Graph) -> None:
-    problem = problem_with(four_blocks, dict.fromkeys("abc", 200 * 1024))
-    assert assign(problem, exact=True) is None
-    assert {ledger.device.name for ledger in overfull(problem, cheapest(problem))} == {"a"}
+    devices = with_memory(four_blocks, memories)
+    assert set(planned(four_blocks, devices).values()) == {"a", "b"}
+    monkeypatch.setattr(assignment, "search_exactly", lambda problem: None)
+    with pytest.raises(CapacityError):
+        planned(four_blocks, devices)
 
 
 @given(data=st.data())
@@ -74,22 +63,25 @@ def test_nothing_fits(four_blocks: Graph) -> None:
 def test_a_fit_is_found_if_there_is_one(one_block: Graph, data: st.DataObject) -> None:
     """To the byte, with a tied weight, on two devices: against all 256 assignments."""
     leaves = [leaf.name for leaf in one_block.leaves]
-    example = {leaf: data.draw(st.sampled_from("ab")) for leaf in leaves}
-    missing = data.draw(st.sampled_from([0, 0, 1, 1000]))
-    memories = used_by(one_block, example, "ab")
-    memories["b"] -= min(missing, memories["b"])
-    choices = [("a", "b"), ("a", "b"), ("a", "b"), ("a",), ("b",)]
-    candidates = {leaf: data.draw(st.sampled_from(choices)) for leaf in leaves}
-    problem = problem_with(one_block, memories, candidates)
-    possible = any(
-        problem.fits(dict(zip(leaves, names, strict=True)))
-        for names in product(*(candidates[leaf] for leaf in leaves))
+    roomy = with_memory(one_block, {"a": 0, "b": 0})
+    memories = used_by(
+        one_block, {leaf: data.draw(st.sampled_from("ab")) for leaf in leaves}, roomy
     )
-    found = assign(problem, exact=True)
-    assert (found is not None) == possible
-    if found is not None:
-        assert problem.fits(found)
-        assert all(found[leaf] in candidates[leaf] for leaf in leaves)
+    memories["b"] -= min(data.draw(st.sampled_from([0, 0, 1, 1000])), memories["b"])
+    choices = [("a", "b"), ("a", "b"), ("a", "b"), ("a",), ("b",)]
+    candidates = [data.draw(st.sampled_from(choices)) for _ in leaves]
+    rules = [f"{leaf}={'|'.join(names)}" for leaf, names in zip(leaves, candidates, strict=True)]
+
+    def fits(device_of: dict[str, str]) -> bool:
+        return all(n <= memories[name] for name, n in used_by(one_block, device_of, roomy).items())
+
+    assignments = (dict(zip(leaves, names, strict=True)) for names in product(*candidates))
+    if any(fits(device_of) for device_of in assignments):
+        device_of = planned(one_block, with_memory(one_block, memories), *rules)
+        assert all(device_of[leaf] in names for leaf, names in zip(leaves, candidates, strict=True))
+    else:
+        with pytest.raises(CapacityError):
+            planned(one_block, with_memory(one_block, memories), *rules)
 
 
 @given(data=st.data())
@@ -97,29 +89,20 @@ def test_a_fit_is_found_if_there_is_one(one_block: Graph, data: st.DataObject) -
 def test_a_known_fit_on_three_devices_is_found(tiny_graph: Graph, data: st.DataObject) -> None:
     example = {leaf.name: data.draw(st.sampled_from("abc")) for leaf in tiny_graph.leaves}
     spare = data.draw(st.sampled_from([0, 1, 5000]))
-    memories = {name: used + spare for name, used in used_by(tiny_graph, example, "abc").items()}
-    problem = problem_with(tiny_graph, memories)
-    found = assign(problem, exact=True)
-    assert found is not None
-    assert problem.fits(found)
+    used = used_by(tiny_graph, example, with_memory(tiny_graph, dict.fromkeys("abc", 0)))
+    planned(tiny_graph, with_memory(tiny_graph, {name: n + spare for name, n in used.items()}))
 
 
 @pytest.mark.parametrize("scale", [1, 1000, 1_000_000])
 def test_a_tight_fit_of_any_size(four_blocks: Graph, scale: int) -> None:
     """Weights of gigabytes are counted to the byte too."""
     split = {"a": "embed blk.0 head sample", "b": "blk.1 blk.2 blk.3"}
-    scaled = {
+    devices = {
         name: replace(
             found, weight_bytes={form: n * scale for form, n in found.weight_bytes.items()}
         )
-        for name, found in problem_with(four_blocks, dict.fromkeys("ab", 0)).devices.items()
+        for name, found in with_memory(four_blocks, dict.fromkeys(split, 0)).items()
     }
-    problem = replace(problem_with(four_blocks, dict.fromkeys("ab", 0)), devices=scaled)
-    ledgers = problem.filled(assignment_of(four_blocks, **split))
-    tight = {
-        name: replace(scaled[name], memory=ledger.used(TOKENS)) for name, ledger in ledgers.items()
-    }
-    problem = replace(problem, devices=tight)
-    found = assign(problem, exact=True)
-    assert found is not None
-    assert problem.fits(found)
+    used = used_by(four_blocks, assignment_of(four_blocks, **split), devices)
+    tight = {name: replace(found, memory=used[name]) for name, found in devices.items()}
+    planned(four_blocks, tight)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 from device_profiles import LIMITS, assignment_of, device
@@ -10,18 +11,21 @@ from hypothesis import strategies as st
 
 from raygraft.graph.graph import Graph
 from raygraft.placement.devices import ENGINE
-from raygraft.placement.plan import Plan, Stage, Transfer
+from raygraft.placement.plan import Plan, Stage
 from raygraft.placement.planner import make_plan
 from raygraft.placement.rules import Rule
-from raygraft.placement.stages import cut_stages, list_transfers
 
 NAMES = "abcde"
 RESULTS = "sample.id sample.logprob sample.top_ids sample.top_logprobs"
 
 
-def cut(graph: Graph, device_of: dict[str, str]) -> tuple[Sequence[Stage], Sequence[Transfer]]:
-    stages = cut_stages(graph, device_of)
-    return stages, list_transfers(graph, stages, dict.fromkeys((*NAMES, ENGINE), "node"))
+def cut(graph: Graph, device_of: dict[str, str]) -> Plan:
+    """The plan whose rules say of every leaf where it goes."""
+    rules = [Rule.parse(f"{leaf}={name}") for leaf, name in device_of.items()]
+    devices = [device(graph, name) for name in NAMES]
+    plan = make_plan(graph, devices, rules, limits=LIMITS)
+    assert plan.device_of == device_of
+    return plan
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ UNCUT = Cut(
 
 @pytest.mark.parametrize("golden", [ATTENTION_AND_FEED_FORWARD, QKV_CORE_OUT, CORE_ALONE, UNCUT])
 def test_golden_cuts(tiny_graph: Graph, golden: Cut) -> None:
-    stages, transfers = cut(tiny_graph, assignment_of(tiny_graph, **golden.assignment))
+    plan = cut(tiny_graph, assignment_of(tiny_graph, **golden.assignment))
+    stages, transfers = plan.stages, plan.transfers
     assert [f"{stage.device}: {' '.join(stage.regions)}" for stage in stages] == golden.stages
     assert [
         f"{t.source_stage} {t.source}>{t.target}: {' '.join(t.values)}" for t in transfers
@@ -120,27 +125,27 @@ def test_golden_cuts(tiny_graph: Graph, golden: Cut) -> None:
 def test_blocks_dealt_to_four_devices(four_blocks: Graph) -> None:
     """Every second one, there and back again: a device may have several stages."""
     dealt = {"a": "embed blk.0", "b": "blk.1", "c": "blk.2", "d": "blk.3 head sample"}
-    stages, transfers = cut(four_blocks, assignment_of(four_blocks, **dealt))
-    assert [stage.device for stage in stages] == list("abcd")
-    assert [(t.source, t.target, t.row_bytes) for t in transfers] == [
+    plan = cut(four_blocks, assignment_of(four_blocks, **dealt))
+    assert [stage.device for stage in plan.stages] == list("abcd")
+    assert [(t.source, t.target, t.row_bytes) for t in plan.transfers] == [
         ("a", "b", 256),
         ("b", "c", 256),
         ("c", "d", 256),
         ("d", "engine", 168),  # an id, its log probability, and the twenty best
     ]
     turns = {"a": "embed blk.0 blk.2", "b": "blk.1 blk.3 head sample"}
-    stages, transfers = cut(four_blocks, assignment_of(four_blocks, **turns))
-    assert [stage.device for stage in stages] == list("abab")
-    assert [(t.source, t.target) for t in transfers] == [
+    plan = cut(four_blocks, assignment_of(four_blocks, **turns))
+    assert [stage.device for stage in plan.stages] == list("abab")
+    assert [(t.source, t.target) for t in plan.transfers] == [
         ("a", "b"), ("b", "a"), ("a", "b"), ("b", "engine"),
     ]  # fmt: skip
 
 
 def test_a_value_for_several_devices_is_sent_to_each(tiny_graph: Graph) -> None:
     apart = {"a": "model", "b": "blk.0.ffn.gate_up", "c": "blk.0.ffn.down"}
-    stages, transfers = cut(tiny_graph, assignment_of(tiny_graph, **apart))
+    plan = cut(tiny_graph, assignment_of(tiny_graph, **apart))
     residual = "blk.0.attn.out.residual"
-    assert [(t.source, t.target) for t in transfers if residual in t.values] == [
+    assert [(t.source, t.target) for t in plan.transfers if residual in t.values] == [
         ("a", "b"), ("a", "c"),
     ]  # fmt: skip
 
@@ -161,7 +166,9 @@ def depends_on(graph: Graph, stages: Sequence[Stage]) -> list[set[int]]:
 @settings(max_examples=150)
 def test_any_assignment_becomes_a_good_cut(tiny_graph: Graph, data: st.DataObject) -> None:
     device_of = data.draw(assignments(tiny_graph))
-    stages, transfers = cut(tiny_graph, device_of)
+    plan = cut(tiny_graph, device_of)
+    stages, transfers = plan.stages, plan.transfers
+    assert Plan.from_json(plan.to_json()) == plan
 
     # Every leaf is in one stage of its device, with all its operators.
     regions = [region for stage in stages for region in stage.regions]
@@ -204,26 +211,12 @@ def test_any_assignment_becomes_a_good_cut(tiny_graph: Graph, data: st.DataObjec
 @settings(max_examples=60)
 def test_stages_are_maximal(tiny_graph: Graph, data: st.DataObject) -> None:
     """Two stages of a device that follow each other cannot be one: another lies between."""
-    stages, _ = cut(tiny_graph, data.draw(assignments(tiny_graph)))
+    stages = cut(tiny_graph, data.draw(assignments(tiny_graph))).stages
     before: list[set[int]] = []
     for sources in depends_on(tiny_graph, stages):
         before.append(sources.union(*(before[source] for source in sources)))
     for name in NAMES:
         own = [stage.number for stage in stages if stage.device == name]
-        for earlier, later in zip(own, own[1:], strict=False):
+        for earlier, later in pairwise(own):
             between = {n for n in before[later] if earlier in before[n]}
             assert between, f"stages {earlier} and {later} of {name} could be one"
-
-
-@given(data=st.data())
-@settings(max_examples=30)
-def test_the_planner_follows_any_assignment(tiny_graph: Graph, data: st.DataObject) -> None:
-    device_of = data.draw(assignments(tiny_graph))
-    rules = [Rule.parse(f"{leaf}={name}") for leaf, name in device_of.items()]
-    devices = [device(tiny_graph, name) for name in NAMES]
-    plan = make_plan(tiny_graph, devices, rules, limits=LIMITS)
-    assert plan.device_of == device_of
-    stages, transfers = cut(tiny_graph, device_of)
-    assert plan.stages == tuple(stages)
-    assert [t.values for t in plan.transfers] == [t.values for t in transfers]
-    assert Plan.from_json(plan.to_json()) == plan

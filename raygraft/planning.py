@@ -1,0 +1,69 @@
+"""From a model and its devices to a plan: what `LLM` and the command line share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from raygraft.actors.fleet import Fleet
+from raygraft.actors.part import Questions
+from raygraft.graph.capability import Limits
+from raygraft.graph.errors import ConfigurationError
+from raygraft.graph.graph import Graph
+from raygraft.graph.patterns import with_found
+from raygraft.graph.selectors import Selector
+from raygraft.kernels import BACKENDS
+from raygraft.placement.devices import DeviceProfile, DeviceSpec
+from raygraft.placement.plan import Plan
+from raygraft.placement.planner import make_plan
+from raygraft.placement.rules import AnyRule, apply_rules
+
+
+def with_named_regions(graph: Graph, regions: Mapping[str, str]) -> Graph:
+    """The graph with the user's own regions: name -> selector. Their kind is their name.
+
+    Raises ConfigurationError, SelectorError.
+    """
+    for name, selector in regions.items():
+        if not name.isidentifier():
+            raise ConfigurationError(
+                f"{name!r} cannot be a region's name: accepted are letters, digits and _"
+            )
+        graph = graph.with_region(name, name, Selector.parse(selector).operators(graph))
+    return graph
+
+
+def check_early(graph: Graph, rules: Sequence[AnyRule], specs: Sequence[DeviceSpec]) -> None:
+    """Refuse rules that can never hold before any device is started.
+
+    Backends of others may find regions of their own, which rules may name: then it has to wait.
+    """
+    if all(spec.backend in BACKENDS for spec in specs):
+        apply_rules(graph, rules, [spec.name for spec in specs])
+
+
+def plan_on(
+    fleet: Fleet,
+    graph: Graph,
+    rules: Sequence[AnyRule],
+    *,
+    limits: Limits,
+    context: int | None,
+    model: str,
+) -> tuple[Plan, Graph, tuple[DeviceProfile, ...]]:
+    """Ask the devices, and plan. Returns the graph as well, with the regions that they found.
+
+    Raises PlanError, ConfigurationError.
+    """
+    profiles = fleet.profiles(Questions(graph, limits))
+    for profile in profiles:
+        graph = with_found(graph, profile.found)
+    plan = make_plan(
+        graph,
+        profiles,
+        rules,
+        limits=limits,
+        context=context,
+        model=model,
+        engine_node=fleet.node,
+    )
+    return plan, graph, profiles

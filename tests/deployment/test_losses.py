@@ -1,0 +1,91 @@
+"""A device that dies, and a person who has had enough: what is said, and what is left."""
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from deployment.processes import COMMANDS, Family, end, eventually, interrupt, start
+from tiny_models import write_tiny_llama
+
+pytestmark = pytest.mark.process
+
+CUT = ("--device", "a:threads=1", "--device", "b:threads=1", "--place", "kind:attention=a")
+
+
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers for minutes: with this seed and the best tokens it never ends."""
+    return write_tiny_llama(tmp_path_factory.mktemp("long") / "long.gguf", context=100_000)
+
+
+@contextmanager
+def answering(model: Path) -> Iterator[subprocess.Popen[str]]:
+    """A `raygraft run` in the middle of its answer."""
+    process = start(
+        *(COMMANDS / "raygraft", "run", "-m", model, "-p", "the cat", "-n", -1, "--temp", 0, *CUT),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.read(20)
+        yield process
+    finally:
+        end(process)
+
+
+def test_a_killed_device(long_model: Path) -> None:
+    with answering(long_model) as process:
+        family = Family(process)
+        devices = family.devices()
+        assert len(devices) == 2
+        killed = time.monotonic()
+        devices[0].kill()
+        _, said = process.communicate(timeout=20)
+        assert time.monotonic() - killed < 10
+        assert process.returncode == 1
+        assert "Traceback" not in said
+        (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert "was lost: its actor died" in error
+        assert error.startswith(("error: device a on node ", "error: device b on node "))
+        assert eventually(lambda: not family.left(), 5), family.left()
+
+
+def test_ctrl_c_during_an_answer(long_model: Path) -> None:
+    with answering(long_model) as process:
+        family = Family(process)
+        asked = time.monotonic()
+        interrupt(process)
+        _, said = process.communicate(timeout=20)
+        assert time.monotonic() - asked < 8
+        assert process.returncode == 130
+        assert "Traceback" not in said
+        assert said.splitlines()[-1] == "interrupted"
+        assert eventually(lambda: not family.left(), 5), family.left()
+
+
+@pytest.mark.parametrize("stage", ["starting Ray", "starting a, b", "loading weights"])
+def test_ctrl_c_before_an_answer(long_model: Path, stage: str) -> None:
+    process = start(
+        *(COMMANDS / "raygraft", "run", "-m", long_model, "-p", "the cat", "-n", -1, *CUT),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stderr is not None
+        said = ""
+        while stage not in said:
+            said += process.stderr.readline()
+        time.sleep(0.2)
+        family = Family(process)
+        interrupt(process)
+        _, rest = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert "Traceback" not in rest
+        assert "interrupted" in rest
+        assert eventually(lambda: not family.left(), 5), family.left()
+    finally:
+        end(process)
