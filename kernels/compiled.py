@@ -23,7 +23,6 @@ import hashlib
 import importlib.util
 import inspect
 import logging
-import os
 import pickle
 import sys
 import uuid
@@ -35,7 +34,8 @@ import llvmlite
 import numba
 import psutil
 from numba.core import caching
-from platformdirs import user_cache_dir
+
+from raygraft.kernels.cache_folder import cache_path
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -45,8 +45,7 @@ _OUR_PACKAGE = "raygraft"
 
 def cache_folder() -> Path:
     """The folder that holds compiled functions; `RAYGRAFT_CACHE_DIR` moves it."""
-    root = os.environ.get("RAYGRAFT_CACHE_DIR") or user_cache_dir(_OUR_PACKAGE)
-    return Path(root) / "compiled"
+    return cache_path() / "compiled"
 
 
 @overload

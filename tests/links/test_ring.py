@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from raygraft.actors.links import (
-    LinkFullError,
     RingReceiver,
     RingSender,
     allocate_ring,
@@ -18,7 +17,7 @@ from raygraft.actors.links import (
     ring_bytes,
 )
 from raygraft.actors.records import Record, RecordKind
-from raygraft.graph.errors import LinkError
+from raygraft.graph.errors import LinkError, LinkFullError
 
 SLOTS, SLOT_BYTES = 3, 4096
 PROCESSES = multiprocessing.get_context("spawn")
