@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from raygraft.actors.request import FinishReason, GeneratedSequence, Token
@@ -22,23 +23,34 @@ class Completion:
     """ "stop" for an end-of-text token or a stop string, "length", or "cancelled"."""
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What a stream yields: new text, and the tokens that it took."""
+
+    text: str
+    token_ids: list[int]
+
+
 class Writer:
     """Turns a sequence's tokens into text, and looks out for stop strings."""
 
     def __init__(self, sequence: GeneratedSequence, tokenizer: Tokenizer) -> None:
         self.sequence = sequence
+        self.unread: deque[Chunk] = deque()
+        """Chunks that no stream has taken yet."""
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopMatcher(sequence.params.stop)
         self._text: list[str] = []
 
-    def push(self, token: Token) -> tuple[str, bool]:
-        """The text that is new and final, and whether a stop string was reached."""
+    def push(self, token: Token) -> bool:
+        """Take a token; whether a stop string was reached with it."""
         text, stopped = self._stops.push(self._detokenizer.push(token.id))
         if self.sequence.finish_reason is not None and not stopped:
             rest, stopped = self._stops.push(self._detokenizer.finish())
             text += rest + self._stops.finish()
         self._text.append(text)
-        return text, stopped
+        self.unread.append(Chunk(text, [token.id]))
+        return stopped
 
     def completion(self) -> Completion:
         """The answer as it is now."""

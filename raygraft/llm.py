@@ -13,7 +13,7 @@ from raygraft.actors.engine import Engine
 from raygraft.actors.fleet import Fleet
 from raygraft.actors.in_process import InProcessFleet
 from raygraft.actors.request import GeneratedSequence, SamplingParams
-from raygraft.completion import Completion, Writer
+from raygraft.completion import Chunk, Completion, Writer
 from raygraft.configuration import Device, Place, parse_devices, parse_rules
 from raygraft.demo_model import demo_model_path
 from raygraft.graph.architectures import build_graph
@@ -57,14 +57,6 @@ class Timings:
     """Time of a step outside of all stages, per hop: links, waiting and the engine's own work."""
     device_busy: dict[str, float]
     """Device -> share of the stepping time that it computed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """What a stream yields: new text, and the tokens that it took."""
-
-    text: str
-    token_ids: list[int]
 
 
 class Model:
@@ -204,20 +196,25 @@ class LLM:
         """Answer one prompt, token by token; closing the generator ends the answer."""
         writer = self._start(prompt, params or SamplingParams())
         try:
-            while writer.sequence.finish_reason is None:
-                for text, token in self._step().get(writer, ()):
-                    yield Chunk(text, [token])
+            while writer.unread or writer.sequence.finish_reason is None:
+                while writer.unread:
+                    yield writer.unread.popleft()
+                if writer.sequence.finish_reason is None:
+                    self._step()
             return writer.completion()
         finally:
             self._end(writer)
 
-    def render_chat(self, messages: Sequence[Message]) -> str:
-        """A conversation as a prompt, by the model's own chat template."""
-        return self._template.render(messages)
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation as token ids, by the model's own chat template."""
+        text = self._template.render(messages)
+        bos = self.tokenizer.bos_id
+        begins = bos is not None and text.startswith(self.tokenizer.token_bytes(bos).decode())
+        return self.tokenizer.encode(text, add_special=not begins)
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """Answer a conversation of messages with `role` and `content`."""
-        return self.generate(self.render_chat(messages), params)[0]
+        return self.generate(self.encode_chat(messages), params)[0]
 
     def score(self, token_ids: Sequence[int]) -> list[dict[int, float]]:
         """For each position i the ten best next tokens after `token_ids[: i + 1]`.
@@ -226,8 +223,11 @@ class LLM:
         """
         params = SamplingParams(temperature=0, logprobs=SCORES)
         sequence = self._engine.add(token_ids, params, scoring=True)
-        while sequence.finish_reason is None:
-            self._step()
+        try:
+            while sequence.finish_reason is None:
+                self._step()
+        finally:
+            self._engine.cancel(sequence)
         return [token.top_logprobs for token in sequence.tokens]
 
     def timings(self) -> Timings:
@@ -258,17 +258,13 @@ class LLM:
         self._writers[sequence] = writer
         return writer
 
-    def _step(self) -> dict[Writer, list[tuple[str, int]]]:
-        """One step of the engine; the new text and token of every answer that grew."""
-        grown: dict[Writer, list[tuple[str, int]]] = {}
+    def _step(self) -> None:
+        """One step of the engine; its tokens go to the answers that they belong to."""
         for output in self._engine.step():
             writer = self._writers.get(output.sequence)
-            if writer is not None:
-                text, stopped = writer.push(output.token)
-                grown.setdefault(writer, []).append((text, output.token.id))
-                if stopped:
-                    self._engine.cancel(output.sequence, "stop")
-        return grown
+            if writer is not None and writer.push(output.token):
+                self._engine.cancel(output.sequence)
+                output.sequence.finish_reason = "stop"
 
     def _end(self, writer: Writer) -> None:
         self._engine.cancel(writer.sequence)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -92,14 +97,30 @@ def _answer(
 ) -> str:
     """Stream one answer; Ctrl-C ends it early, and what is there counts."""
     parts: list[str] = []
-    stream = llm.stream(llm.render_chat(messages), params)
-    try:
-        for chunk in stream:
+    with _interrupts() as interrupted:
+        for chunk in llm.stream(llm.encode_chat(messages), params):
             parts.append(chunk.text)
             if not quiet:
                 print(chunk.text, end="", flush=True)
-    except KeyboardInterrupt:
-        stream.close()
+            if interrupted.is_set():
+                break  # between two steps, so that the next answer finds the engine whole
     if not quiet:
         print()
     return "".join(parts)
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of raising; a second one raises as usual."""
+    interrupted = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            signal.default_int_handler(number, frame)
+        interrupted.set()
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
