@@ -13,5 +13,5 @@
 | `batch.py`      | building a step of many sequences                                    |
 | `pages.py`      | who owns which page of the cache                                     |
 | `engine.py`     | stepping: requests in, tokens out                                    |
-| `records.py`, `waiting.py`, `links/` | how records travel                              |
+| `records.py`, `links/` | how records travel                              |
 """

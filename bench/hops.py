@@ -40,7 +40,7 @@ from raygraft.actors.links import (
 )
 from raygraft.actors.links.object import await_reply
 from raygraft.actors.records import Record, RecordKind, encoded_size
-from raygraft.actors.waiting import SPIN_NS, YIELD_NS
+from raygraft.kernels.waiting import SPIN_NS, YIELD_NS
 
 SLOTS = 4
 BUDGETS = {"spinning": (3600 * 10**9, 0), "ring": (SPIN_NS, YIELD_NS)}

@@ -31,6 +31,8 @@ class Subgraph:
     operators: tuple[Operator, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    values: Mapping[str, Value]
+    """All values that its operators read or write."""
     claim: str | None = None
     """Kind of the region, when a backend claims it as one unit."""
 
@@ -171,7 +173,9 @@ class Graph:
             if value in self.results
             or any(reader.name not in chosen for reader in self.consumers[value])
         ]
-        return Subgraph(operators, tuple(inputs), tuple(outputs))
+        names = dict.fromkeys(name for op in operators for name in (*op.inputs, *op.outputs))
+        values = {name: self.values[name] for name in names}
+        return Subgraph(operators, tuple(inputs), tuple(outputs), values)
 
     def is_convex(self, names: Collection[str]) -> bool:
         """Whether no path leaves these operators and comes back: only then can they run as one."""

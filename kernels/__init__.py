@@ -2,6 +2,7 @@
 
 | backend     | computes with | for                                     |
 |-------------|---------------|-----------------------------------------|
+| `cpu`       | Numba         | a CPU's threads: the default            |
 | `reference` | NumPy         | the oracle: every operator, to be read  |
 
 A new backend of ours is one class and one line of `BACKENDS`. One of somebody else's is found by
@@ -21,11 +22,12 @@ from raygraft.graph.errors import ConfigurationError
 from raygraft.kernels.base import Backend, BackendOptions
 
 BACKENDS = {
+    "cpu": "raygraft.kernels.cpu.backend:CpuBackend",
     "reference": "raygraft.kernels.reference.backend:ReferenceBackend",
 }
 """Name -> module:class, imported when first asked for."""
 
-DEFAULT_BACKEND = "reference"
+DEFAULT_BACKEND = "cpu"
 ENTRY_POINTS = "raygraft.backends"
 
 

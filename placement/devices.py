@@ -20,7 +20,7 @@ class DeviceSpec:
     """A device as its owner describes it. Memory is in bytes; None means what is there."""
 
     name: str
-    backend: str = "reference"
+    backend: str = "cpu"
     threads: int | None = None
     memory: int | None = None
     regions: tuple[str, ...] = ()

@@ -17,7 +17,17 @@ def test_prompts_have_the_oracles_ids(demo_model, oracle_cases):
 
 def test_all_twelve_cases_unsplit(demo_model, oracle_cases):
     assert len(oracle_cases) == 12
-    with LLM(demo_model, runtime="in-process", max_sequences=12) as llm:
+    check(demo_model, "cpu", oracle_cases)
+
+
+def test_three_cases_on_the_reference(demo_model, oracle_cases):
+    names = ("capital", "unicode", "dialog")
+    check(demo_model, "reference", [case for case in oracle_cases if case["name"] in names])
+
+
+def check(demo_model, backend, oracle_cases):
+    devices = [{"name": "one", "backend": backend}]
+    with LLM(demo_model, devices=devices, runtime="in-process", max_sequences=12) as llm:
         completions = answer(llm, oracle_cases)
         eos = llm.tokenizer.end_of_generation
     for case, completion in zip(oracle_cases, completions, strict=True):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from raygraft.actors.waiting import (
+from raygraft.kernels.waiting import (
     HAS_FUTEX,
     SPIN_NS,
     YIELD_NS,

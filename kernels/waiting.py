@@ -58,7 +58,7 @@ _PAUSE = {
 }.get(_MACHINE)
 
 _WORD = ir.IntType(64)
-_sched_yield = types.ExternalFunction("sched_yield", types.int32())
+yield_core = types.ExternalFunction("sched_yield", types.int32())
 _usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
 
@@ -101,7 +101,7 @@ def full_fence(typing_context: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _pause(typing_context: Any) -> Any:
+def pause(typing_context: Any) -> Any:
     """Tell the processor that this is a waiting loop."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -176,10 +176,10 @@ def wait_for_change(
         for _ in range(_SPINS_PER_CHECK):
             if load_acquire(counter) != seen:
                 return True
-            _pause()
+            pause()
     yield_end = begin + min(spin_ns + yield_ns, timeout_ns)
     while _now_ns() < yield_end:
-        _sched_yield()
+        yield_core()
         if load_acquire(counter) != seen:
             return True
     return _sleep_until_changed(counter, seen, sleeping, begin + timeout_ns)

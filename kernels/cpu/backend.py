@@ -1,0 +1,83 @@
+"""The CPU backend's class: capability, memory, packing weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numba
+import numpy as np
+
+from raygraft.graph.capability import YES, Limits, Verdict, no
+from raygraft.graph.graph import Subgraph
+from raygraft.graph.operators import Operator, Signature
+from raygraft.graph.rotary import RotaryEmbedding
+from raygraft.graph.tensors import WeightForm, WeightSlice, WeightSource
+from raygraft.kernels.base import Backend, BackendOptions, Description, Runner
+from raygraft.kernels.cpu.formats import pack, packed_bytes
+from raygraft.kernels.cpu.runner import CpuRunner, Floats, Weight, angles
+from raygraft.kernels.cpu.team import Team
+from raygraft.kernels.host import describe_host
+from raygraft.kernels.reference.backend import OPERATORS, READABLE
+
+
+class CpuBackend(Backend):
+    """Every operator, weights in their own quantisation, activations in float32."""
+
+    def __init__(self, options: BackendOptions) -> None:
+        super().__init__(options)
+        self._team = Team(options.threads)
+        self._source: WeightSource | None = None
+        self._loaded: dict[WeightSlice, Weight] = {}
+        self._tables: dict[object, Floats] = {}
+
+    def describe(self) -> Description:
+        """The machine's processor and memory."""
+        versions = (("numba", numba.__version__), ("numpy", np.__version__))
+        return describe_host("cpu", self.options.threads, versions)
+
+    def supports_op(self, signature: Signature, limits: Limits) -> Verdict:
+        """Every operator of the vocabulary, with caches of float32."""
+        if signature.kind not in OPERATORS:
+            return no(f"it has no operator {signature.kind}")
+        for role, kind, _ in signature.weights:
+            if kind not in READABLE:
+                return no(f"it cannot read the {role} of type {kind}")
+        if signature.kind == "attention" and limits.cache_type != "f32":
+            return no(f"it has no cache of type {limits.cache_type}")
+        return YES
+
+    def weight_bytes(self, form: WeightForm) -> int:
+        """As in the file for the formats that it packs; four bytes an element for others."""
+        return packed_bytes(form)
+
+    def load(self, subgraph: Subgraph, weights: WeightSource, limits: Limits) -> Runner:
+        """Pack the weights; a tied tensor is held once for all subgraphs."""
+        self._team.prepare()
+        if weights is not self._source:
+            self._source, self._loaded, self._tables = weights, {}, {}
+        own = {op.name: self._weights_of(op, weights) for op in subgraph.operators}
+        tables = {op.name: self._table(op, own[op.name], limits) for op in _ropes(subgraph)}
+        return CpuRunner(subgraph, own, tables, self._team, limits)
+
+    def _table(self, op: Operator, weights: dict[str, Weight], limits: Limits) -> Floats:
+        """The angles of a `rope`; those that turn alike share a table."""
+        rotary = replace(RotaryEmbedding.from_attributes(op.attributes), heads=1)
+        key = (rotary, op.weight("factors"), limits.context)
+        if key not in self._tables:
+            factors = weights.get("factors")
+            assert factors is None or isinstance(factors, np.ndarray)
+            self._tables[key] = angles(rotary, limits.context, factors)
+        return self._tables[key]
+
+    def _weights_of(self, op: Operator, weights: WeightSource) -> dict[str, Weight]:
+        found: dict[str, Weight] = {}
+        for role, weight in op.weights:
+            if weight not in self._loaded:
+                raw = weights.read(weight)
+                self._loaded[weight] = pack(raw) if len(raw.shape) == 2 else raw.dequantise()
+            found[role] = self._loaded[weight]
+        return found
+
+
+def _ropes(subgraph: Subgraph) -> list[Operator]:
+    return [op for op in subgraph.operators if op.kind == "rope"]

@@ -1,0 +1,224 @@
+"""The CPU backend against float64 arithmetic and against the reference, odd sizes included."""
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, quants
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import write_tiny_llama
+
+from raygraft import LLM, SamplingParams
+from raygraft.graph.builder import MAX_LOGPROBS
+from raygraft.graph.capability import Limits
+from raygraft.graph.graph import Subgraph
+from raygraft.graph.operators import KeyValueState, Operator, Value
+from raygraft.graph.rotary import RotaryEmbedding
+from raygraft.graph.step import Sampling, Step
+from raygraft.graph.tensors import QuantizedTensor, WeightSlice
+from raygraft.kernels import BackendOptions, create_backend
+
+BOUND = 1e-5
+TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0")
+LIMITS = Limits(max_rows=40, context=64, max_sequences=4)
+
+
+class Given:
+    """Weights that a test makes (a `WeightSource`)."""
+
+    def __init__(self, **weights: QuantizedTensor) -> None:
+        self.weights = weights
+
+    def read(self, weight: WeightSlice) -> QuantizedTensor:
+        return self.weights[weight.tensor]
+
+
+def quantised(values: np.ndarray, kind: str) -> QuantizedTensor:
+    raw = quants.quantize(values, GGMLQuantizationType[kind])
+    return QuantizedTensor(kind, values.shape, raw.view(np.uint8).reshape(*values.shape[:-1], -1))
+
+
+def step_of(positions: list[list[int]], tables: list[list[int]]) -> Step:
+    """A step of sequences with these positions; every row is wanted."""
+    flat = np.array([p for own in positions for p in own], np.int32)
+    owners = np.array([n for n, own in enumerate(positions) for _ in own], np.int32)
+    rows = len(flat)
+    zeros, ints = np.zeros(rows, np.float32), np.zeros(rows, np.int32)
+    words, empty = np.zeros(rows, np.int64), np.zeros(0, np.int32)
+    starts = np.zeros(rows + 1, np.int32)
+    sampling = Sampling(
+        zeros, zeros + 1, zeros, zeros + 1, zeros, zeros, ints, ints, words, words, flat + 1,
+        starts, empty, starts, empty, empty.astype(np.float32),
+    )  # fmt: skip
+    wanted = np.arange(rows, dtype=np.int32)
+    return Step(flat % 7, flat, owners, np.array(tables, np.int32), wanted, sampling)
+
+
+def run(backend, operator: Operator, widths: dict[str, int], weights, step, inputs):
+    values = {name: Value(name, width) for name, width in widths.items()}
+    subgraph = Subgraph((operator,), operator.inputs, operator.outputs, values)
+    runner = backend.load(subgraph, Given(**weights), LIMITS)
+    if operator.state is not None:
+        runner.allocate_state(16, 16)
+    return [runner.run(s, x)[operator.outputs[0]].copy() for s, x in zip(step, inputs, strict=True)]
+
+
+def error(ours: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.linalg.norm(ours - exact) / np.linalg.norm(exact))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@settings(max_examples=12)
+@given(
+    rows=st.integers(1, 20),
+    blocks=st.integers(1, 5),
+    odd=st.integers(0, 31),
+    width=st.integers(1, 70),
+    threads=st.integers(1, 3),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_products(kind, rows, blocks, odd, width, threads, bias, seed):
+    random = np.random.default_rng(seed)
+    columns = 32 * blocks + (odd if kind in ("F32", "F16", "BF16") else 0)
+    weight = quantised(random.standard_normal((width, columns), np.float32), kind)
+    weights = {"w": weight}
+    roles = [("weight", WeightSlice("w"))]
+    if bias:
+        weights["b"] = quantised(random.standard_normal(width, np.float32), "F32")
+        roles.append(("bias", WeightSlice("b")))
+    x = random.standard_normal((rows, columns), np.float32)
+    exact = x.astype(np.float64) @ weight.dequantise().astype(np.float64).T
+    if bias:
+        exact += weights["b"].dequantise()
+    backend = create_backend("cpu", BackendOptions(threads))
+    operator = Operator("m", "matmul", ("x",), ("y",), tuple(roles))
+    step = step_of([list(range(rows))], [[0, 1]])
+    (ours,) = run(backend, operator, {"x": columns, "y": width}, weights, [step], [{"x": x}])
+    assert error(ours, exact) < BOUND
+
+
+def compare(operator, widths, weights, steps, inputs, threads):
+    """Ours beside the reference, on the same steps."""
+    ours, reference = (
+        run(create_backend(name, BackendOptions(threads)), operator, widths, weights, steps, inputs)
+        for name in ("cpu", "reference")
+    )
+    for mine, theirs in zip(ours, reference, strict=True):
+        assert error(mine, theirs) < BOUND
+
+
+def ragged_steps(random, context: int = 60):
+    """A prompt of each of three sequences, then a row of each, on shuffled pages."""
+    pages = random.permutation(16)[:12].reshape(3, 4).tolist()
+    lengths = random.integers(1, 12, 3).tolist()
+    steps = [step_of([list(range(n)) for n in lengths], pages)]
+    for _ in range(3):
+        steps.append(step_of([[n] for n in lengths], pages))
+        lengths = [n + 1 for n in lengths]
+    assert max(lengths) < context
+    return steps
+
+
+@settings(max_examples=15)
+@given(
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 4),
+    size=st.integers(1, 70),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_attention(kv_heads, group, size, threads, seed):
+    random = np.random.default_rng(seed)
+    heads = kv_heads * group
+    widths = {"q": heads * size, "k": kv_heads * size, "v": kv_heads * size, "y": heads * size}
+    attributes = (("heads", heads), ("kv_heads", kv_heads), ("scale", size**-0.5))
+    state = KeyValueState("s", kv_heads, size, size)
+    operator = Operator("a", "attention", ("q", "k", "v"), ("y",), (), attributes, state)
+    steps = ragged_steps(random)
+    inputs = [
+        {n: random.standard_normal((s.rows, widths[n]), np.float32) for n in "qkv"} for s in steps
+    ]
+    compare(operator, widths, {}, steps, inputs, threads)
+
+
+@pytest.mark.parametrize("style", ["interleaved", "neox"])
+@pytest.mark.parametrize("scaling", ["none", "linear", "yarn"])
+def test_positions(style, scaling):
+    random = np.random.default_rng(3)
+    rotary = RotaryEmbedding(3, 10, 10000.0, style, scaling, 4.0 if scaling != "none" else 1.0, 32)
+    factors = quantised(random.uniform(1, 4, 5).astype(np.float32), "F32")
+    roles = (("factors", WeightSlice("f")),)
+    operator = Operator("r", "rope", ("x",), ("y",), roles, rotary.attributes())
+    steps = ragged_steps(random)
+    inputs = [{"x": random.standard_normal((s.rows, 42), np.float32)} for s in steps]
+    compare(operator, {"x": 42, "y": 42}, {"f": factors}, steps, inputs, 2)
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 50, 576])
+def test_norms_sums_and_gates(width):
+    random = np.random.default_rng(width)
+    weight = quantised(random.standard_normal(width, np.float32), "F32")
+    steps = ragged_steps(random)
+    inputs = [
+        {n: 9 * random.standard_normal((s.rows, width), np.float32) for n in "ab"} for s in steps
+    ]
+    widths = dict.fromkeys("aby", width)
+    norm = Operator(
+        "n", "rms_norm", ("a",), ("y",), (("weight", WeightSlice("w")),), (("epsilon", 1e-5),)
+    )
+    compare(norm, widths, {"w": weight}, steps, inputs, 2)
+    for kind in ("add", "swiglu"):
+        compare(Operator("o", kind, ("a", "b"), ("y",)), widths, {}, steps, inputs, 2)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_look_ups(kind):
+    random = np.random.default_rng(5)
+    weight = quantised(random.standard_normal((41, 64), np.float32), kind)
+    operator = Operator("e", "get_rows", (), ("y",), (("weight", WeightSlice("w")),))
+    step = ragged_steps(random)[0]
+    backend = create_backend("cpu", BackendOptions(2))
+    (ours,) = run(backend, operator, {"y": 64}, {"w": weight}, [step], [{}])
+    assert np.array_equal(ours, weight.dequantise()[step.tokens])
+
+
+@pytest.mark.parametrize("quantization", ["F32", "F16", "Q4_0", "Q4_1", "Q8_0", "Q5_1"])
+def test_a_whole_model_says_what_the_reference_says(quantization, tmp_path):
+    path = write_tiny_llama(tmp_path / "m.gguf", quantization=quantization, biases=True)
+    params = SamplingParams(temperature=0, max_tokens=12, logprobs=MAX_LOGPROBS, ignore_eos=True)
+    prompts = [list(range(3, 40)), [5], [9, 8, 7]]
+    answers = []
+    for backend in ("cpu", "reference"):
+        device = {"name": "d", "backend": backend, "threads": 2}
+        with LLM(path, devices=[device], runtime="in-process", max_rows=16) as llm:
+            answers.append(llm.generate(prompts, params))
+    for ours, theirs in zip(*answers, strict=True):
+        assert ours.token_ids == theirs.token_ids
+        for mine, reference in zip(ours.logprobs, theirs.logprobs, strict=True):
+            shared = mine.keys() & reference.keys()
+            assert len(shared) >= MAX_LOGPROBS - 1
+            assert max(abs(mine[t] - reference[t]) for t in shared) < 1e-4
+
+
+def test_threads_end_with_their_backend():
+    import gc
+    import threading
+    import time
+
+    def shares():
+        return [t for t in threading.enumerate() if t.name.startswith("share")]
+
+    gc.collect()
+    before = len(shares())
+    backend = create_backend("cpu", BackendOptions(3))
+    operator = Operator("o", "add", ("a", "b"), ("y",))
+    step = step_of([[0]], [[0]])
+    x = np.ones((1, 4), np.float32)
+    run(backend, operator, dict.fromkeys("aby", 4), {}, [step], [{"a": x, "b": x}])
+    assert len(shares()) == before + 2
+    del backend, operator
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while len(shares()) > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(shares()) == before
