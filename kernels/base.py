@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from raygraft.graph.capability import Limits, Pattern, RegionSignature, Verdict, no
+from raygraft.graph.capability import NO_CLAIM, Limits, Pattern, RegionSignature, Verdict, no
 from raygraft.graph.graph import Subgraph
 from raygraft.graph.operators import Signature
 from raygraft.graph.step import Step
@@ -77,7 +77,7 @@ class Backend(ABC):
 
     def claims(self, region: RegionSignature, limits: Limits) -> Verdict:
         """Whether it runs such a region as one fused unit."""
-        return no("it claims no regions")
+        return NO_CLAIM
 
     def patterns(self) -> Sequence[Pattern]:
         """Runs of operators that it wants to be asked about as regions of its own kinds."""

@@ -26,6 +26,11 @@ def describe_host(
     )
 
 
+def free_memory() -> int:
+    """Bytes of this machine's memory that are free now."""
+    return int(psutil.virtual_memory().available)
+
+
 def processor_name() -> str:
     """The processor's name where the system tells it, else its architecture."""
     try:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from raygraft.graph.step import Ints, Sampling
 
-Vector = NDArray[np.float64]
+Logits = NDArray[np.float32]
+
+_BLOCK = 64
 
 
 def sample(
@@ -30,33 +32,48 @@ def sample(
     best_ids = np.full((rows, wanted), -1, np.int32)
     best = np.full((rows, wanted), -np.inf, np.float32)
     for row in range(rows):
-        raw = logits[row].astype(np.float64)
-        logprobs = log_softmax(raw)
+        raw = logits[row]
+        total = log_total(raw)
         token = _draw(_adjusted(raw, sampling, row), sampling, row)
-        ids[row], chosen[row] = token, logprobs[token]
+        ids[row], chosen[row] = token, raw[token] - total
         if count := int(sampling.logprobs[row]):
-            top = _best(logprobs, count)
-            best_ids[row, : len(top)], best[row, : len(top)] = top, logprobs[top]
+            top = _best(raw, count)
+            best_ids[row, : len(top)], best[row, : len(top)] = top, raw[top] - total
     return ids, chosen, best_ids, best
 
 
-def log_softmax(x: Vector) -> Vector:
-    """Logits to log probabilities."""
-    shifted = x - np.max(x)
-    return np.asarray(shifted - np.log(np.sum(np.exp(shifted))))
+def log_total(logits: Logits) -> float:
+    """What is subtracted from logits to make them log probabilities, summed in float64."""
+    highest = np.max(logits)
+    return float(highest) + float(np.log(np.sum(np.exp(logits - highest), dtype=np.float64)))
 
 
-def _best(x: Vector, count: int) -> NDArray[np.intp]:
+def _best(x: Logits, count: int) -> NDArray[np.intp]:
     """Indices of the largest `count` elements, best first, equal ones by index."""
-    if count < len(x):
-        threshold = np.partition(x, len(x) - count)[len(x) - count]
-        candidates = np.flatnonzero(x >= threshold)
-    else:
-        candidates = np.arange(len(x))
+    candidates = _candidates(x, count)
     return candidates[np.argsort(-x[candidates], kind="stable")][:count]
 
 
-def _adjusted(logits: Vector, sampling: Sampling, row: int) -> Vector:
+def _candidates(x: Logits, count: int) -> NDArray[np.intp]:
+    """Indices, ascending, among which are those of the largest `count` elements.
+
+    As many blocks as wanted elements have a maximum of at least `least`, so the largest elements
+    reach it too: the vocabulary is read once, and little of it is sorted.
+    """
+    blocks = len(x) // _BLOCK
+    if count >= blocks:
+        return np.arange(len(x))
+    highest = np.max(x[: blocks * _BLOCK].reshape(blocks, _BLOCK), axis=1)
+    least = np.partition(highest, blocks - count)[blocks - count]
+    return np.flatnonzero(x >= least)
+
+
+def _softmax(x: Logits) -> NDArray[np.float64]:
+    powers = np.exp(x.astype(np.float64) - np.max(x))
+    return np.asarray(powers / np.sum(powers))
+
+
+def _adjusted(logits: Logits, sampling: Sampling, row: int) -> Logits:
     """Logits with the row's bias and its penalties for ids in its history."""
     start, stop = sampling.bias_start[row : row + 2]
     if stop > start:
@@ -74,20 +91,20 @@ def _adjusted(logits: Vector, sampling: Sampling, row: int) -> Vector:
     return logits
 
 
-def _draw(logits: Vector, sampling: Sampling, row: int) -> int:
+def _draw(logits: Logits, sampling: Sampling, row: int) -> int:
     temperature = float(sampling.temperature[row])
     if temperature <= 0:
         return int(np.argmax(logits))
     top_k = int(sampling.top_k[row])
     kept = _best(logits, top_k if top_k > 0 else len(logits))
-    probabilities = np.exp(log_softmax(logits[kept]))
+    probabilities = _softmax(logits[kept])
     top_p = float(sampling.top_p[row])
     if top_p < 1:
         keep = int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1
         kept, probabilities = kept[:keep], probabilities[:keep]
     keep = max(1, int(np.sum(probabilities >= sampling.min_p[row] * probabilities[0])))
     kept = kept[:keep]
-    cumulative = np.cumsum(np.exp(log_softmax(logits[kept] / temperature)))
+    cumulative = np.cumsum(_softmax(logits[kept] / np.float32(temperature)))
     target = _uniform(sampling, row) * cumulative[-1]
     return int(kept[min(int(np.searchsorted(cumulative, target, side="right")), keep - 1)])
 
