@@ -14,7 +14,7 @@ from raygraft.graph.rotary import RotaryEmbedding
 from raygraft.graph.tensors import WeightForm, WeightSlice, WeightSource
 from raygraft.kernels.base import Backend, BackendOptions, Description, Runner
 from raygraft.kernels.cpu.formats import pack, packed_bytes
-from raygraft.kernels.cpu.runner import CpuRunner, Floats, Weight, angles
+from raygraft.kernels.cpu.runner import CpuRunner, CurrentStep, Floats, Weight, angles
 from raygraft.kernels.cpu.team import Team
 from raygraft.kernels.host import describe_host
 from raygraft.kernels.reference.backend import OPERATORS, READABLE
@@ -26,6 +26,7 @@ class CpuBackend(Backend):
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
         self._team = Team(options.threads)
+        self._current = CurrentStep()
         self._source: WeightSource | None = None
         self._loaded: dict[WeightSlice, Weight] = {}
         self._tables: dict[object, Floats] = {}
@@ -57,7 +58,7 @@ class CpuBackend(Backend):
             self._source, self._loaded, self._tables = weights, {}, {}
         own = {op.name: self._weights_of(op, weights) for op in subgraph.operators}
         tables = {op.name: self._table(op, own[op.name], limits) for op in _ropes(subgraph)}
-        return CpuRunner(subgraph, own, tables, self._team, limits)
+        return CpuRunner(subgraph, own, tables, self._team, self._current, limits)
 
     def _table(self, op: Operator, weights: dict[str, Weight], limits: Limits) -> Floats:
         """The angles of a `rope`; those that turn alike share a table."""

@@ -35,6 +35,28 @@ _KINDS = {
 }
 
 
+class CurrentStep:
+    """The numbers and addresses that describe a step to programs, made once for all stages."""
+
+    def __init__(self) -> None:
+        self._step: Step | None = None
+        self._arrays: Sequence[NDArray[np.int32]] = ()
+        self._words = np.zeros(_STEP_WORDS, np.int64)
+
+    def describe(self, step: Step) -> NDArray[np.int64]:
+        """The description; what it points to lives until the next step is described."""
+        if step is not self._step:
+            names = ("positions", "sequence", "block_tables", "logit_rows", "tokens")
+            arrays = [np.ascontiguousarray(getattr(step, name), np.int32) for name in names]
+            positions, sequence, tables, wanted, tokens = (array.ctypes.data for array in arrays)
+            stride = arrays[2].shape[1]
+            self._words[:] = (
+                step.rows, positions, sequence, tables, stride, wanted, len(arrays[3]), tokens,
+            )  # fmt: skip
+            self._step, self._arrays = step, arrays
+        return self._words
+
+
 @dataclass
 class Caches:
     """Keys and values of one attention operator, `[blocks, heads, block_size, size]`."""
@@ -66,20 +88,24 @@ class CpuRunner(Runner):
         weights: Mapping[str, Mapping[str, Weight]],
         tables: Mapping[str, Floats],
         team: Team,
+        current: CurrentStep,
         limits: Limits,
     ) -> None:
-        """`weights` holds each operator's weights by role, `tables` the angles of each `rope`."""
+        """`weights` holds each operator's weights by role, `tables` the angles of each `rope`.
+
+        `team` and `current` are shared by all runners of a device.
+        """
         self._subgraph = subgraph
         self._values = subgraph.values
         self._weights = weights
         self._tables = tables
         self._team = team
+        self._current = current
         self._limits = limits
         self._caches: dict[str, Caches] = {}
         self._block_size = 0
         self._buffers: dict[str, Floats] = {}
         self._program: NDArray[np.int64] | None = None
-        self._step = np.zeros(_STEP_WORDS, np.int64)
         self._sampling = [op for op in subgraph.operators if op.kind == "sample"]
         self._compiled = [op for op in subgraph.operators if op.kind != "sample"]
         sampled = [name for op in self._sampling for name in op.inputs]
@@ -101,10 +127,8 @@ class CpuRunner(Runner):
         for name in self._subgraph.inputs:
             if name in self._buffers:
                 self._buffers[name][: len(inputs[name])] = inputs[name]
-        keep = self._describe(step)
         if len(self._program):
-            self._team.run(self._program, self._step)
-        del keep
+            self._team.run(self._program, self._current.describe(step))
         found: dict[str, Array] = {**inputs}
         for name in self._kept:
             found[name] = self._buffers[name][: self._rows(name, step)]
@@ -114,17 +138,6 @@ class CpuRunner(Runner):
 
     def _rows(self, value: str, step: Step) -> int:
         return len(step.logit_rows) if self._values[value].rows == "logits" else step.rows
-
-    def _describe(self, step: Step) -> Sequence[Array]:
-        """Write the step's numbers and addresses; the arrays must live as long as the run."""
-        names = ("positions", "sequence", "block_tables", "logit_rows", "tokens")
-        arrays = [np.ascontiguousarray(getattr(step, name), np.int32) for name in names]
-        positions, sequence, tables, logit_rows, tokens = (array.ctypes.data for array in arrays)
-        stride = arrays[2].shape[1]
-        self._step[:] = (
-            step.rows, positions, sequence, tables, stride, logit_rows, len(arrays[3]), tokens,
-        )  # fmt: skip
-        return arrays
 
     def _scratch_bytes(self) -> int:
         """Room for a widened tile, results and sums of a product, or the scores of a head."""
