@@ -8,6 +8,7 @@
 | `in_process.py` | a fleet of threads, for tests and trials                             |
 | `ray_fleet.py`  | a fleet of Ray actors                                                |
 | `ray_device.py` | the actor                                                            |
+| `verification.py` | checking what devices claim, and withdrawing what fails            |
 | `cluster.py`    | starting and joining Ray, finding nodes                              |
 | `request.py`    | what a caller asks for, and the sequence that grows from it          |
 | `batch.py`      | building a step of many sequences                                    |

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from raygraft.actors.links import Receiver, Sender
 from raygraft.actors.part import Answers, Questions
+from raygraft.actors.verification import DEADLINE, Progress, Results
 from raygraft.actors.worker import Counters
 from raygraft.graph.gguf_file import ModelFile
 from raygraft.graph.graph import Graph
@@ -39,6 +40,20 @@ class Fleet(Protocol):
 
     def profiles(self, questions: Questions) -> tuple[DeviceProfile, ...]:
         """The planner's view of the devices. Each is asked in one call, and not again."""
+        ...
+
+    def verify(
+        self,
+        questions: Questions,
+        model: ModelFile,
+        deadline: float = DEADLINE,
+        progress: Progress = lambda _: None,
+    ) -> Results:
+        """Check all that the devices claim and support, before anything is loaded.
+
+        What fails, or takes more than `deadline` seconds, is withdrawn: it is a no in all later
+        profiles. A device that hangs or dies is started anew.
+        """
         ...
 
     def load(self, plan: Plan, graph: Graph, model: ModelFile, epoch: int) -> Wires:

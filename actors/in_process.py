@@ -5,15 +5,26 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from raygraft.actors.fleet import Wires, profile_of, share_of_machine
 from raygraft.actors.links import Receiver, Sender, local_link
 from raygraft.actors.part import Links, Questions, part_of
+from raygraft.actors.verification import (
+    DEADLINE,
+    Progress,
+    Results,
+    Withdrawals,
+    verify_devices,
+)
 from raygraft.actors.worker import Counters, DeviceWorker
 from raygraft.graph.gguf_file import MappedWeights, ModelFile
 from raygraft.graph.graph import Graph
+from raygraft.graph.tensors import WeightSource
 from raygraft.kernels.base import BackendOptions, Description
+from raygraft.kernels.verification.checks import CheckResult, Outcome
+from raygraft.kernels.verification.trial import Trial
 from raygraft.placement.devices import ENGINE, DeviceProfile, DeviceSpec
 from raygraft.placement.plan import Plan
 from raygraft.placement.schedule import ring_slots, used_devices
@@ -29,6 +40,7 @@ class InProcessFleet:
     def __init__(self, specs: Sequence[DeviceSpec], *, asked: bool = True) -> None:
         self.specs = tuple(specs)
         self._asked = asked
+        self._withdrawals = Withdrawals()
         self._workers: dict[str, DeviceWorker] = {}
         for node in dict.fromkeys(map(self._node_of, specs)):
             here = [spec for spec in specs if self._node_of(spec) == node]
@@ -46,6 +58,45 @@ class InProcessFleet:
 
     def profiles(self, questions: Questions) -> tuple[DeviceProfile, ...]:
         """See `Fleet.profiles`."""
+        return tuple(map(self._withdrawals.applied, self._answered(questions)))
+
+    def verify(
+        self,
+        questions: Questions,
+        model: ModelFile,
+        deadline: float = DEADLINE,
+        progress: Progress = lambda _: None,
+    ) -> Results:
+        """See `Fleet.verify`. A device that ends its process ends this one."""
+        weights = MappedWeights(model.files, model.tensors)
+
+        def attempt(trial: Trial, names: Sequence[str]) -> Mapping[str, CheckResult]:
+            return {name: self._check(name, trial, weights, deadline) for name in names}
+
+        profiles = self._answered(questions)
+        return verify_devices(profiles, questions, model, attempt, self._withdrawals, progress)
+
+    def _check(
+        self, name: str, trial: Trial, weights: WeightSource, deadline: float
+    ) -> CheckResult:
+        """One check, in a thread that is left behind when it hangs."""
+        worker, results = self._workers[name], list[CheckResult]()
+
+        def run() -> None:
+            with suppress(SystemExit):
+                results.append(worker.check(trial, weights))
+
+        thread = threading.Thread(target=run, name=f"check of {name}", daemon=True)
+        thread.start()
+        thread.join(deadline)
+        if results:
+            return results[0]
+        self._workers[name] = DeviceWorker(name, worker.backend_name, worker.options)
+        detail = f"no answer within {deadline:g} s" if thread.is_alive() else "its thread ended"
+        return trial.check.result(Outcome.FAILED, detail=detail)
+
+    def _answered(self, questions: Questions) -> tuple[DeviceProfile, ...]:
+        """The profiles as the devices answer, verified or not."""
         sharers = Counter(self._node_of(spec) for spec in self.specs if spec.memory is None)
         return tuple(
             profile_of(

@@ -29,8 +29,16 @@ from raygraft.actors.part import Answers, Links, Part, Questions
 from raygraft.actors.records import Record
 from raygraft.actors.worker import Counters, DeviceWorker
 from raygraft.graph.gguf_file import FileIdentity, MappedWeights, local_identity
-from raygraft.graph.tensors import QuantizedTensor, WeightSlice, take_slice
+from raygraft.graph.tensors import (
+    QuantizedTensor,
+    TensorInfo,
+    WeightSlice,
+    WeightSource,
+    take_slice,
+)
 from raygraft.kernels.base import BackendOptions, Description
+from raygraft.kernels.verification.checks import CheckResult
+from raygraft.kernels.verification.trial import Trial
 from raygraft.placement.devices import ENGINE
 
 
@@ -68,8 +76,8 @@ class ActorEnd:
 class StoredWeights:
     """Weight slices that came through the object store (a `WeightSource`)."""
 
-    def __init__(self, part: Part, stored: Mapping[str, Any]) -> None:
-        self._tensors = part.tensors
+    def __init__(self, tensors: Mapping[str, TensorInfo], stored: Mapping[str, Any]) -> None:
+        self._tensors = tensors
         self._stored = stored
 
     def read(self, weight: WeightSlice) -> QuantizedTensor:
@@ -77,6 +85,14 @@ class StoredWeights:
         return take_slice(
             ray.get(self._stored[weight.tensor]), self._tensors[weight.tensor], weight
         )
+
+
+def _weights(
+    tensors: Mapping[str, TensorInfo],
+    files: tuple[FileIdentity, ...] | None,
+    stored: Mapping[str, Any],
+) -> WeightSource:
+    return MappedWeights(files, tensors) if files else StoredWeights(tensors, stored)
 
 
 def link_name(source: str, target: str) -> str:
@@ -112,8 +128,13 @@ class RayDevice:
         self, part: Part, files: tuple[FileIdentity, ...] | None, stored: Mapping[str, Any]
     ) -> None:
         """Load a part of a plan, from the files on this machine or from the object store."""
-        weights = MappedWeights(files, part.tensors) if files else StoredWeights(part, stored)
-        self._worker.load(part, weights)
+        self._worker.load(part, _weights(part.tensors, files, stored))
+
+    def check(
+        self, trial: Trial, files: tuple[FileIdentity, ...] | None, stored: Mapping[str, Any]
+    ) -> CheckResult:
+        """Run one check, with weights as in `load`."""
+        return self._worker.check(trial, _weights(trial.check.tensors, files, stored))
 
     def open_rings(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, RingEnd]:
         """Make a ring for each source: (slots, bytes of a slot). Returns their other ends."""

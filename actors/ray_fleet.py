@@ -22,6 +22,13 @@ from raygraft.actors.ray_device import (
     new_ring,
     raw_tensor,
 )
+from raygraft.actors.verification import (
+    DEADLINE,
+    Progress,
+    Results,
+    Withdrawals,
+    verify_devices,
+)
 from raygraft.actors.worker import Counters
 from raygraft.graph.errors import (
     ClusterError,
@@ -32,6 +39,8 @@ from raygraft.graph.errors import (
 from raygraft.graph.gguf_file import MappedWeights, ModelFile
 from raygraft.graph.graph import Graph
 from raygraft.kernels.base import BackendOptions, Description
+from raygraft.kernels.verification.checks import Check, CheckResult, Outcome
+from raygraft.kernels.verification.trial import Trial
 from raygraft.placement.costs import link_between
 from raygraft.placement.devices import ENGINE, DeviceProfile, DeviceSpec
 from raygraft.placement.plan import Plan
@@ -58,14 +67,16 @@ class RayFleet:
         self.specs = tuple(specs)
         self._progress = progress
         progress("joining Ray" if address else "starting Ray")
-        self._own_cluster = cluster.connect(address)
+        self._own_connection = cluster.connect(address)
         self._actors: dict[str, Any] = {}
+        self._threads: dict[str, int] = {}
         self._answers: dict[str, tuple[Any, Questions, Answers]] = {}
+        self._withdrawals = Withdrawals()
         self._loops: dict[Any, str] = {}
         self._used: tuple[str, ...] = ()
         try:
-            self.node = cluster.own_node()
             living = cluster.nodes()
+            self.node = next(node.name for node in living if node.id == cluster.own_node())
             self._nodes = {s.name: cluster.find_node(s.node, s.name, living) for s in specs}
             progress(f"starting {len(specs)} device actor{'s' * (len(specs) != 1)}")
             self._start()
@@ -76,12 +87,22 @@ class RayFleet:
     def _start(self) -> None:
         for node in {node.id: node for node in self._nodes.values()}.values():
             here = [spec for spec in self.specs if self._nodes[spec.name].id == node.id]
-            threads = share_of_machine(here, node.cores)
-            for spec in here:
-                self._actors[spec.name] = RayDevice.options(  # type: ignore[attr-defined]
-                    scheduling_strategy=cluster.pinned_to(node)
-                ).remote(spec.name, spec.backend, BackendOptions(threads[spec.name]))
+            self._threads |= share_of_machine(here, node.cores)
+        for spec in self.specs:
+            self._start_actor(spec)
         self._ask({name: actor.describe.remote() for name, actor in self._actors.items()})
+
+    def _start_actor(self, spec: DeviceSpec) -> None:
+        where = cluster.pinned_to(self._nodes[spec.name])
+        actor = RayDevice.options(scheduling_strategy=where)  # type: ignore[attr-defined]
+        options = BackendOptions(self._threads[spec.name])
+        self._actors[spec.name] = actor.remote(spec.name, spec.backend, options)
+
+    def _restart(self, name: str) -> None:
+        """Kill an actor that hangs, and start another in its place, which knows nothing yet."""
+        ray.kill(self._actors[name])
+        self._start_actor(next(spec for spec in self.specs if spec.name == name))
+        self._ask({name: self._actors[name].describe.remote()})
 
     def describe(self) -> dict[str, tuple[str, Description]]:
         """See `Fleet.describe`."""
@@ -91,6 +112,51 @@ class RayFleet:
 
     def profiles(self, questions: Questions) -> tuple[DeviceProfile, ...]:
         """See `Fleet.profiles`. Answers are remembered as long as the actor lives."""
+        return tuple(map(self._withdrawals.applied, self._answered(questions)))
+
+    def verify(
+        self,
+        questions: Questions,
+        model: ModelFile,
+        deadline: float = DEADLINE,
+        progress: Progress = lambda _: None,
+    ) -> Results:
+        """See `Fleet.verify`."""
+        profiles = self._answered(questions)
+        has = self._have_files(model, tuple(self._actors))
+        weights = MappedWeights(model.files, model.tensors)
+
+        def attempt(trial: Trial, names: Sequence[str]) -> dict[str, CheckResult]:
+            tensors = () if all(has[name] for name in names) else trial.check.tensors
+            stored = {tensor: ray.put(raw_tensor(weights, tensor)) for tensor in tensors}
+            shared = ray.put(trial)
+            calls = {
+                name: self._actors[name].check.remote(
+                    shared, model.files if has[name] else None, {} if has[name] else stored
+                )
+                for name in names
+            }
+            ray.wait(list(calls.values()), num_returns=len(calls), timeout=deadline)
+            return {n: self._checked(n, call, trial.check, deadline) for n, call in calls.items()}
+
+        return verify_devices(profiles, questions, model, attempt, self._withdrawals, progress)
+
+    def _checked(self, name: str, call: Any, check: Check, deadline: float) -> CheckResult:
+        """The result of a check that was given its time; a device that is stuck starts anew."""
+        try:
+            result: CheckResult = ray.get(call, timeout=0.1)
+            return result
+        except GetTimeoutError:
+            detail = f"no answer within {deadline:g} s"
+        except RayActorError:
+            detail = "its process died"
+        except RayError as error:
+            return check.result(Outcome.FAILED, detail=str(self._translated(name, error)))
+        self._restart(name)
+        return check.result(Outcome.FAILED, detail=detail)
+
+    def _answered(self, questions: Questions) -> tuple[DeviceProfile, ...]:
+        """The profiles as the devices answer, verified or not."""
         unasked = [name for name in self._actors if self._remembered(name, questions) is None]
         if unasked:
             self._progress("asking the devices what they can run")
@@ -105,7 +171,7 @@ class RayFleet:
             profile_of(
                 spec,
                 self._answers[spec.name][2],
-                node=self._nodes[spec.name].id,
+                node=self._nodes[spec.name].name,
                 sharers=sharers[self._nodes[spec.name].id],
             )
             for spec in self.specs
@@ -127,8 +193,7 @@ class RayFleet:
         return wires
 
     def _load_parts(self, plan: Plan, graph: Graph, model: ModelFile, epoch: int) -> None:
-        files = ray.put(model.files)
-        has = self._ask({name: self._actors[name].has_files.remote(files) for name in self._used})
+        has = self._have_files(model, self._used)
         parts = {name: part_of(plan, graph, name, epoch) for name in self._used}
         missing = {name for part in self._used if not has[part] for name in parts[part].tensors}
         weights = MappedWeights(model.files, model.tensors)
@@ -141,13 +206,18 @@ class RayFleet:
             )
         self._ask(calls, LOAD_SECONDS)
 
+    def _have_files(self, model: ModelFile, names: Sequence[str]) -> dict[str, bool]:
+        """Which devices find the model's own files on their machine."""
+        files = ray.put(model.files)
+        return self._ask({name: self._actors[name].has_files.remote(files) for name in names})
+
     def _connect(self, plan: Plan, graph: Graph) -> Wires:
         """Open every link at the receiving end, then hand the sending ends out."""
         size = (CONTROL_SLOTS, control_bytes(plan.limits, plan.block_size))
         sizes: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in self._used}
         inboxes: dict[str, list[str]] = {name: [] for name in self._used}
         for name in self._used:
-            if link_between(self.node, self._nodes[name].id) == "ring":
+            if link_between(self.node, self._nodes[name].name) == "ring":
                 sizes[name][ENGINE] = size
             else:
                 inboxes[name].append(ENGINE)
@@ -232,9 +302,9 @@ class RayFleet:
             ray.kill(actor)
         self._actors.clear()
         self._loops.clear()
-        if self._own_cluster:
+        if self._own_connection:
             ray.shutdown()
-            self._own_cluster = False
+            self._own_connection = False
 
     def _ask(self, calls: Mapping[str, Any], timeout: float = START_SECONDS) -> dict[str, Any]:
         """The results of one call per device. Raises errors of ours, which name the device."""

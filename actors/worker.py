@@ -21,6 +21,8 @@ from raygraft.graph.step import Step, step_from_arrays
 from raygraft.graph.tensors import WeightSource
 from raygraft.kernels import create_backend
 from raygraft.kernels.base import Array, BackendOptions, Description, Runner
+from raygraft.kernels.verification.checks import CheckResult
+from raygraft.kernels.verification.trial import Trial, run_trial
 from raygraft.placement.plan import Transfer
 from raygraft.placement.schedule import StageTurn
 
@@ -55,6 +57,8 @@ class DeviceWorker:
 
     def __init__(self, name: str, backend: str, options: BackendOptions) -> None:
         self.name = name
+        self.backend_name = backend
+        self.options = options
         self.backend = create_backend(backend, options)
         self.counters = Counters()
         self._stopping = threading.Event()
@@ -78,6 +82,17 @@ class DeviceWorker:
             found=found,
             weight_bytes={form: self.backend.weight_bytes(form) for form in graph.weight_forms},
         )
+
+    def check(self, trial: Trial, weights: WeightSource) -> CheckResult:
+        """Run one check of what it claims or supports, and compare with the right answers.
+
+        The backend is made anew afterwards: a check leaves no weights behind, and no harm.
+        """
+        try:
+            return run_trial(self.backend, trial, weights)
+        finally:
+            del self.backend  # two at once may be one too many for the hardware
+            self.backend = create_backend(self.backend_name, self.options)
 
     def load(self, part: Part, weights: WeightSource) -> None:
         """Load the weights of a part of a plan, and make room for its cache.

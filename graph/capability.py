@@ -40,6 +40,10 @@ def no(reason: str) -> Verdict:
     return Verdict(False, reason)
 
 
+NO_CLAIM = no("it claims no regions")
+"""What a backend says that runs operator by operator: nothing about any region in particular."""
+
+
 @dataclass(frozen=True, slots=True)
 class RegionSignature:
     """What a device is asked to claim: a region's kind, and the signatures in it, in order.

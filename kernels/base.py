@@ -57,12 +57,16 @@ class Runner(ABC):
         """Compute one step.
 
         `inputs` holds the subgraph's inputs, `[rows, width]`, C-contiguous; the result its
-        outputs, in the same form. Arrays handed in may be overwritten after the call returns.
+        outputs, in the same form. Arrays handed in are only read, and may be overwritten by the
+        caller after the call returns.
         """
 
 
 class Backend(ABC):
-    """One way to compute regions. A device makes one instance, in the process that runs it."""
+    """One way to compute regions. A device makes one instance, in the process that runs it.
+
+    When devices are verified, each check is followed by a new one; the old one is let go before.
+    """
 
     def __init__(self, options: BackendOptions) -> None:
         self.options = options

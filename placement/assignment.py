@@ -2,128 +2,176 @@
 
 from __future__ import annotations
 
-from raygraft.graph.graph import Region
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
 from raygraft.placement import costs
-from raygraft.placement.exact import search_exactly
-from raygraft.placement.problem import Assignment, Choice, Problem
+from raygraft.placement.exact import SECONDS, search_exactly
+from raygraft.placement.filling import fill_in_order
+from raygraft.placement.problem import (
+    Assignment,
+    Choice,
+    PricedChoices,
+    Problem,
+    block_of,
+    devices_of,
+)
 
 
-def assign(problem: Problem, *, exact: bool) -> Assignment | None:
+def assign(problem: Problem, *, exact: bool, seconds: float = SECONDS) -> Assignment | None:
     """Choices for all atoms, or None when there are none that hold.
 
-    First the cheapest ones as if memory were endless; if that does not hold, devices are filled
-    in the graph's order; if that fails and `exact`, a search by HiGHS decides.
+    First the cheapest ones as if memory were endless. If they do not hold, what fits of them stays
+    and the rest moves on, or devices are filled in the graph's order, whichever is cheaper. If
+    both fail and `exact`, a search decides. Raises OutOfTimeError when that takes too long.
     """
-    attempts = (cheapest, fill_in_order, search_exactly) if exact else (cheapest, fill_in_order)
-    for attempt in attempts:
-        found = attempt(problem)
-        if found is not None and problem.holds(found):
-            return found
-    return None
+    found = cheapest(problem)
+    if found is not None and problem.holds(found):
+        return found
+    if not problem.has_room:
+        return None
+    offers = [trim(problem), *(fill_in_order(problem, whole) for whole in (True, False))]
+    holding = [offer for offer in offers if offer is not None and problem.holds(offer)]
+    if holding:
+        return min(holding, key=problem.cost)
+    return search_exactly(problem, seconds) if exact else None
 
 
-def cheapest(problem: Problem) -> Assignment | None:
+def cheapest(problem: Problem, choices: PricedChoices | None = None) -> Assignment | None:
     """The best path through the atoms, hop by hop (Viterbi), without regard to memory.
 
-    None when some atom has no choice.
+    `choices` are those that are open, all of them unless given. What belongs together goes where
+    it computes fastest. None when no path is found.
     """
+    choices = problem.priced_choices if choices is None else choices
+    found = _best_path(problem, choices)
+    if found is None or not problem.groups:
+        return found
+    votes = devices_of(found)
+    able: dict[str, set[str]] = {}
+    for choice in (choice for own in choices for choice, _ in own):
+        for atom in choice.atoms:
+            able.setdefault(atom, set()).add(choice.device)
+    device_of: dict[str, str] = {}
+    for group in problem.groups:
+        names = [name for name in problem.devices if all(name in able[atom] for atom in group)]
+        if not names:
+            return None
+        device_of |= dict.fromkeys(group, _fastest(problem, group, names, votes))
+    together = [
+        [
+            (c, own)
+            for c, own in found
+            if all(device_of.get(a, c.device) == c.device for a in c.atoms)
+        ]
+        for found in choices
+    ]
+    return _best_path(problem, together)
+
+
+def _fastest(
+    problem: Problem, group: frozenset[str], names: Sequence[str], votes: Mapping[str, str]
+) -> str:
+    """The device that computes a group fastest; of equal ones that which has most of it."""
+    atoms = sorted(group)
+    most = Counter(votes[atom] for atom in atoms)
+
+    def rank(name: str) -> tuple[float, int]:
+        return sum(problem.pieces.seconds(atom, name) for atom in atoms), -most[name]
+
+    return min(names, key=rank)
+
+
+def _best_path(problem: Problem, choices: PricedChoices) -> Assignment | None:
     count = len(problem.atoms)
     order = {name: number for number, name in enumerate(problem.devices)}
-    # For each position and device of the last choice: cost, order, last choice, device before it.
-    best: list[dict[str, tuple[float, int, Choice | None, str]]] = [{} for _ in range(count + 1)]
-    best[0][""] = (0.0, 0, None, "")
+    node_of = {name: device.node for name, device in problem.devices.items()}
+    # For each position and device of the last choice: seconds so far, the device before (its
+    # number and its name), and that choice.
+    best: list[dict[str, tuple[float, int, str, Choice]]] = [{} for _ in range(count + 1)]
     for number in range(count):
-        for choice in problem.choices[number]:
-            own = problem.seconds(choice)
-            stop = number + len(choice.atoms)
-            for before, (cost, *_) in best[number].items():
-                total = cost + own + _hop(problem, number, before, choice.device)
-                offer = (total, order.get(before, -1), choice, before)
-                known = best[stop].get(choice.device)
-                if known is None or offer[:2] < known[:2]:
-                    best[stop][choice.device] = offer
+        here = best[number]
+        if number and not here:
+            continue
+        staying = {name: (reached[0], order[name], name) for name, reached in here.items()}
+        near, far = _cheapest_hops(staying, node_of, problem.pieces.input_bytes[number])
+        for choice, own in choices[number]:
+            name = choice.device
+            offers = (staying.get(name, far), near.get(node_of[name], far), far)
+            cost, before, name_before = min(offers)
+            stop = best[number + len(choice.atoms)]
+            if name not in stop or (cost + own, before) < stop[name][:2]:
+                stop[name] = (cost + own, before, name_before, choice)
     if not best[count]:
         return None
-    device = min(best[count], key=lambda name: (best[count][name][0], order[name]))
+    name = min(best[count], key=lambda name: (best[count][name][0], order[name]))
     path: list[Choice] = []
-    stop = count
-    while stop:
-        _, _, last, before = best[stop][device]
-        assert last is not None
+    while name:
+        _, _, name_before, last = best[count][name]
         path.append(last)
-        stop, device = stop - len(last.atoms), before
+        count, name = count - len(last.atoms), name_before
     return tuple(reversed(path))
 
 
-def _hop(problem: Problem, number: int, source: str, target: str) -> float:
-    if source in ("", target):
-        return 0.0
-    link = costs.link_between(problem.devices[source].node, problem.devices[target].node)
-    return costs.hop_seconds(link, problem.input_bytes[number])
+_Arrival = tuple[float, int, str]
+"""Seconds until then; number and name of the device that it comes from."""
 
 
-def fill_in_order(problem: Problem) -> Assignment | None:
-    """Stay on a device until it is full, then go on with the emptiest; None if that fails.
+def _cheapest_hops(
+    staying: Mapping[str, _Arrival], node_of: Mapping[str, str], nbytes: int
+) -> tuple[dict[str, _Arrival], _Arrival]:
+    """The best way to reach other devices of each node, and devices anywhere."""
+    if not staying:
+        return {}, (0.0, -1, "")
+    best: dict[str, _Arrival] = {}
+    for arrival in staying.values():
+        node = node_of[arrival[2]]
+        best[node] = min(arrival, best.get(node, arrival))
+    cost, number, name = min(best.values())
+    ring, far = (costs.hop_seconds(link, nbytes) for link in ("ring", "object"))
+    near = {node: (found[0] + ring, found[1], found[2]) for node, found in best.items()}
+    return near, (cost + far, number, name)
 
-    The atoms of one block stay together while that is possible.
+
+def trim(problem: Problem) -> Assignment | None:
+    """Of the cheapest choices what fits; what does not fit looks for the next device.
+
+    None when something finds no device at all.
     """
-    only = [choices[0] for choices in problem.choices if len(choices) == 1]
-    forced = [choice for choice in only if len(choice.atoms) == 1]
-    ledgers = problem.filled(forced)
-
-    def free(name: str) -> float:
-        memory = problem.memory(name)
-        return float("inf") if memory is None else memory - ledgers[name].used(problem.tokens)
-
-    taken: list[Choice] = []
-    number = 0
-    while number < len(problem.atoms):
-        current = taken[-1].device if taken else ""
-        run = None
-        for runs in _runs(problem, number):
-            fitting = [
-                run
-                for run in runs
-                if ledgers[run[0].device].extra(_new(problem, run, forced), problem.tokens)
-                <= free(run[0].device)
+    choices: PricedChoices = problem.priced_choices
+    for _ in range(2 * len(problem.devices)):
+        found = cheapest(problem, choices)
+        overfull = problem.overfull(found or ())
+        if found is None or not overfull:
+            return found
+        for name in (ledger.device.name for ledger in overfull):
+            leaving = set(_leaving(problem, found, name))
+            for group in problem.groups:
+                if not leaving.isdisjoint(group):
+                    leaving |= group
+            choices = [
+                [(c, own) for c, own in found if c.device != name or leaving.isdisjoint(c.atoms)]
+                for found in choices
             ]
-            if fitting:
-                run = min(fitting, key=lambda run: (run[0].device != current, -free(run[0].device)))
-                break
-        if run is None:
-            return None
-        ledgers[run[0].device].add_all(_new(problem, run, forced))
-        taken += run
-        number += sum(len(choice.atoms) for choice in run)
-    return tuple(taken)
+    return None
 
 
-def _new(problem: Problem, run: list[Choice], forced: list[Choice]) -> list[Region]:
-    """Atoms of a run that are not counted yet."""
-    fresh = [choice for choice in run if choice not in forced]
-    return [problem.atoms[problem.position[atom]] for choice in fresh for atom in choice.atoms]
-
-
-def _runs(problem: Problem, start: int) -> tuple[list[list[Choice]], list[list[Choice]]]:
-    """What could come next: on each device all of the block that is left; or one choice."""
-    top = _block(problem.atoms[start].name)
-    stop = start
-    while stop < len(problem.atoms) and _block(problem.atoms[stop].name) == top:
-        stop += 1
-    whole, single = [], []
-    for first in problem.choices[start]:
-        single.append([first])
-        run, number = [first], start + len(first.atoms)
-        while number < stop:
-            same = [c for c in problem.choices[number] if c.device == first.device]
-            if not same:
-                break
-            run.append(same[0])
-            number += len(same[0].atoms)
-        if number == stop:
-            whole.append(run)
-    return whole, single
-
-
-def _block(name: str) -> str:
-    return ".".join(name.split(".")[:2])
+def _leaving(problem: Problem, assignment: Assignment, device: str) -> Iterator[str]:
+    """The atoms that a device has no room for. Of each run it keeps the beginning, by blocks."""
+    ledger = problem.filled(())[device]
+    for name, run in groupby(assignment, key=lambda choice: choice.device):
+        if name != device:
+            continue
+        room = True
+        for _, block in groupby(run, key=lambda choice: block_of(choice.atoms[0])):
+            choices = list(block)
+            whole = problem.fits(ledger, [atom for choice in choices for atom in choice.atoms])
+            empty = not ledger.slices and not ledger.token_bytes
+            for choice in choices:
+                room = room and (whole or (empty and problem.fits(ledger, choice.atoms)))
+                if room:
+                    for atom in choice.atoms:
+                        ledger.put(problem.pieces.footprints[atom])
+                else:
+                    yield from choice.atoms

@@ -6,7 +6,6 @@ figures are nominal; only their order matters to a plan, and rules override them
 
 from __future__ import annotations
 
-from raygraft.graph.graph import Graph, Region
 from raygraft.placement.devices import DeviceProfile
 
 BANDWIDTH = {"cpu": 5e9, "gpu": 1e12, "accelerator": 1e11}
@@ -23,14 +22,6 @@ def bandwidth(device: DeviceProfile) -> float:
     """Nominal bytes per second that a device reads weights with."""
     threads = min(device.threads, MEMORY_THREADS) if device.type == "cpu" else 1
     return BANDWIDTH.get(device.type, BANDWIDTH["cpu"]) * max(1, threads)
-
-
-def read_seconds(graph: Graph, region: Region, device: DeviceProfile) -> float:
-    """Reading a region's weights once: what one row costs."""
-    if region.kind == "embed":
-        return 0.0  # a look-up reads one row
-    weights = graph.subgraph(region.operators).weights
-    return sum(device.bytes_of(graph, weight) for weight in weights) / bandwidth(device)
 
 
 def link_between(source_node: str, target_node: str) -> str:

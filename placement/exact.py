@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
@@ -10,29 +11,38 @@ from scipy.sparse import coo_matrix
 
 from raygraft.graph.tensors import WeightSlice
 from raygraft.placement import costs
-from raygraft.placement.memory import Ledger
 from raygraft.placement.problem import Assignment, Choice, Problem
 
-SECONDS = 20.0
-"""Most time that a search may take; one that runs out gives its best so far."""
+SECONDS = 10.0
+"""Most time that a search may take."""
 GAP = 0.1
 """A choice within this share of the best one is good enough."""
+ROUNDS = 4
+"""HiGHS computes in floats: an answer may be some bytes over, and is asked for again."""
+
+_TIME_LIMIT = 1
+"""Status of SciPy's `milp` that leaves open whether there is an answer."""
 
 
-def search_exactly(problem: Problem) -> Assignment | None:
-    """The cheapest assignment that holds; None when there is none, or none was found in time."""
-    if not all(_covered(problem)):
+class OutOfTimeError(Exception):
+    """The search took too long to tell whether there is an assignment."""
+
+
+def search_exactly(problem: Problem, seconds: float = SECONDS) -> Assignment | None:
+    """A cheap assignment that holds; None when there is none. Raises OutOfTimeError."""
+    if not all(problem.able.values()):
         return None
-    return _Program(problem).solve()
-
-
-def _covered(problem: Problem) -> list[bool]:
-    covered = [False] * len(problem.atoms)
-    for number, choices in enumerate(problem.choices):
-        for choice in choices:
-            for covering in range(number, number + len(choice.atoms)):
-                covered[covering] = True
-    return covered
+    margins = dict.fromkeys(problem.devices, 0)
+    for _ in range(ROUNDS):
+        found = _Program(problem, margins).solve(seconds)
+        if found is None and any(margins.values()):
+            break  # only with less than its memory
+        if found is None or problem.holds(found):
+            return found
+        for ledger in problem.overfull(found):
+            over = ledger.used(problem.tokens) - ledger.device.memory
+            margins[ledger.device.name] += over
+    raise OutOfTimeError
 
 
 class _Program:
@@ -43,21 +53,23 @@ class _Program:
     that it needs.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, margins: Mapping[str, int]) -> None:
         self.problem = problem
+        self.margins = margins
+        """Bytes of each device that are left free."""
         self.index: dict[tuple[object, ...], int] = {}
         self.costs: list[float] = []
         self.rows: list[tuple[dict[int, float], float, float]] = []
         self.covering: dict[tuple[str, str], list[Choice]] = {}
         """(atom, device) -> the choices that run it there."""
         users: dict[WeightSlice, list[str]] = {}
-        for atom in problem.atoms:
-            for weight in problem.graph.subgraph(atom.operators).weights:
-                users.setdefault(weight, []).append(atom.name)
+        for atom, footprint in problem.pieces.footprints.items():
+            for weight, _ in footprint.slices:
+                users.setdefault(weight, []).append(atom)
         self.shared = {weight: names for weight, names in users.items() if len(names) > 1}
 
-    def solve(self) -> Assignment | None:
-        """The assignment, in the graph's order."""
+    def solve(self, seconds: float) -> Assignment | None:
+        """The assignment, in the graph's order; None when there is none."""
         self._add_variables()
         self._add_cover()
         self._add_changes()
@@ -76,9 +88,11 @@ class _Program:
             integrality=[key[0] != "workspace" for key in self.index],
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(matrix, low, high),
-            options={"time_limit": SECONDS, "mip_rel_gap": GAP},
+            options={"time_limit": seconds, "mip_rel_gap": GAP},
         )
         if result.x is None:
+            if result.status == _TIME_LIMIT:
+                raise OutOfTimeError
             return None
         taken = [
             key[1]
@@ -144,26 +158,26 @@ class _Program:
 
     def _add_memory(self, name: str) -> None:
         """A device holds no more than its memory."""
-        problem = self.problem
-        device, graph = problem.devices[name], problem.graph
-        here = [atom for atom in problem.atoms if (atom.name, name) in self.covering]
-        widest = Ledger(graph, device, problem.limits)
-        widest.add_all(here)
+        problem, device = self.problem, self.problem.devices[name]
+        footprints = problem.pieces.footprints
+        here = [atom.name for atom in problem.atoms if (atom.name, name) in self.covering]
+        widest = max((footprints[atom].workspace for atom in here), default=0)
         workspace = self.index["workspace", name]
-        total: dict[int, float] = {workspace: float(widest.workspace)}
+        total: dict[int, float] = {workspace: float(widest)}
         for atom in here:
-            own = Ledger(graph, device, problem.limits)
-            own.add(atom)
-            common = own.slices & self.shared.keys()
-            nbytes = own.used(problem.tokens) - own.workspace
-            nbytes -= sum(device.bytes_of(graph, weight) for weight in common)
-            for index in self._on(atom.name, name):
+            own = footprints[atom]
+            common = [weight for weight, _ in own.slices if weight in self.shared]
+            alone = [form for weight, form in own.slices if weight not in self.shared]
+            nbytes = own.token_bytes * problem.tokens
+            nbytes += sum(device.weight_bytes[form] for form in alone)
+            for index in self._on(atom, name):
                 total[index] = total.get(index, 0.0) + nbytes
-            row = self._on(atom.name, name, own.workspace / widest.workspace)
+            row = self._on(atom, name, own.workspace / widest)
             self.rows.append((row | {workspace: -1.0}, -np.inf, 0.0))
             for weight in common:
-                row = self._on(atom.name, name) | {self.index["shared", weight, name]: -1.0}
+                row = self._on(atom, name) | {self.index["shared", weight, name]: -1.0}
                 self.rows.append((row, -np.inf, 0.0))
         for weight in self.shared:
-            total[self.index["shared", weight, name]] = float(device.bytes_of(graph, weight))
-        self.rows.append((total, -np.inf, float(device.memory)))
+            nbytes = device.bytes_of(problem.graph, weight)
+            total[self.index["shared", weight, name]] = float(nbytes)
+        self.rows.append((total, -np.inf, float(device.memory - self.margins[name])))

@@ -10,12 +10,14 @@ from raygraft.graph.errors import CapacityError, PlanError, UnsupportedRegionErr
 from raygraft.graph.graph import Graph
 from raygraft.placement import costs
 from raygraft.placement.assignment import assign
-from raygraft.placement.conflicts import smallest_conflict
+from raygraft.placement.conflicts import members_about, members_of, smallest_conflict
 from raygraft.placement.costs import size
 from raygraft.placement.devices import ENGINE, DeviceProfile
+from raygraft.placement.exact import SECONDS, OutOfTimeError
 from raygraft.placement.memory import Ledger
+from raygraft.placement.pieces import Pieces
 from raygraft.placement.plan import DeviceUse, Plan, Stage
-from raygraft.placement.problem import Assignment, MemoryLimit, Problem
+from raygraft.placement.problem import Assignment, Member, MemoryLimit, Problem, op_by_op
 from raygraft.placement.reasons import place_with_reasons, refusal
 from raygraft.placement.rules import AnyRule, Applied, Rule, apply_rules
 from raygraft.placement.stages import cut_stages, list_transfers
@@ -44,13 +46,7 @@ def make_plan(
     problem = make_problem(graph, devices, rules, limits=limits)
     contexts = _contexts(limits, context)
     _refuse_uncovered(problem)
-    for tokens in contexts:
-        problem = replace(problem, tokens=tokens)
-        assignment = assign(problem, exact=tokens == contexts[-1])
-        if assignment is not None:
-            break
-    else:
-        raise _impossible(problem, rules)
+    assignment, problem = _assignment(problem, contexts)
     stages = cut_stages(graph, assignment)
     node_of = {device.name: device.node for device in devices} | {ENGINE: engine_node}
     transfers = list_transfers(graph, stages, node_of)
@@ -72,19 +68,33 @@ def make_plan(
     )
 
 
+def _assignment(problem: Problem, contexts: Sequence[int]) -> tuple[Assignment, Problem]:
+    """An assignment for the longest context for which one is found, with that problem."""
+    for tokens in contexts:
+        problem = problem.at(tokens)
+        try:
+            found = assign(problem, exact=tokens == contexts[-1])
+        except OutOfTimeError:
+            raise CapacityError(
+                f"no plan was found in {SECONDS:.0f} s: {_does_not_fit(problem)}"
+            ) from None
+        if found is not None:
+            return found, problem
+    raise _impossible(problem)
+
+
 def make_problem(
     graph: Graph, devices: Sequence[DeviceProfile], rules: Sequence[AnyRule], *, limits: Limits
 ) -> Problem:
     """The rules and answers that a plan must obey. Raises ConfigurationError, SelectorError."""
     by_name = {device.name: device for device in devices}
-    return Problem(graph, by_name, apply_rules(graph, rules, by_name), limits, 0)
+    return Problem(Pieces(graph, by_name, limits), apply_rules(graph, rules, by_name))
 
 
 def _refuse_uncovered(problem: Problem) -> None:
     """Raise UnsupportedRegionError, with every device's answer, for an atom that nobody runs."""
-    covered = {a for choices in problem.choices for choice in choices for a in choice.atoms}
     for atom in problem.atoms:
-        if atom.name in covered:
+        if problem.able[atom.name]:
             continue
         rule = problem.constraints.placed.get(atom.operators[0])
         asked = list(problem.devices)
@@ -92,9 +102,16 @@ def _refuse_uncovered(problem: Problem) -> None:
             asked = [name for name in asked if name in rule.rule.devices]
         who = f"{rule} asks for" if rule else "there are only"
         said = "; ".join(f"{name}: {refusal(problem, atom, name)}" for name in asked)
-        raise UnsupportedRegionError(
-            f"no device can run the region {atom.name}: {who} {', '.join(asked)} ({said})"
-        )
+        wanted = f"no device can run the region {atom.name}: {who} {', '.join(asked)} ({said})"
+        about = members_about(problem, atom)
+        conflict = smallest_conflict(problem, about, members_of(problem))
+        untold = any(isinstance(member, Applied) and member != rule for member in conflict)
+        more = _together(conflict) if untold else ""
+        raise UnsupportedRegionError(wanted + more, conflict=conflict)
+
+
+def _together(conflict: Sequence[Member]) -> str:
+    return f". Impossible together: {'; '.join(map(str, conflict))}" if conflict else ""
 
 
 def _contexts(limits: Limits, context: int | None) -> list[int]:
@@ -147,27 +164,21 @@ def _uses(
     return tuple(uses)
 
 
-def _impossible(problem: Problem, rules: Sequence[AnyRule]) -> PlanError:
+def _impossible(problem: Problem) -> PlanError:
     """The error for a problem without a solution: what is needed, what is there, what conflicts."""
-    applied = [Applied(number, rule) for number, rule in enumerate(rules, 1)]
-    conflict = smallest_conflict(problem, applied)
-    members = "; ".join(str(member) for member in conflict)
-    more = f". Impossible together: {members}" if conflict else ""
+    among = members_of(problem)
+    conflict = smallest_conflict(problem, among, among)
     if conflict and not any(isinstance(member, MemoryLimit) for member in conflict):
-        return UnsupportedRegionError(f"no plan can hold{more}", conflict=conflict)
-    return CapacityError(_does_not_fit(problem) + more, conflict=conflict)
+        return UnsupportedRegionError(f"no plan can hold{_together(conflict)}", conflict=conflict)
+    return CapacityError(_does_not_fit(problem) + _together(conflict), conflict=conflict)
 
 
 def _does_not_fit(problem: Problem) -> str:
     """Needed and available: of one device that has no choice, else of all."""
-    forced = [
-        choices[0]
-        for choices in problem.choices
-        if len({choice.device for choice in choices}) == 1 and len(choices[0].atoms) == 1
-    ]
-    for ledger in problem.overfull(forced):
+    forced = {atom: able[0] for atom, able in problem.able.items() if len(able) == 1}
+    for ledger in problem.overfull(op_by_op(forced)):
         name = ledger.device.name
-        atoms = [atom for choice in forced if choice.device == name for atom in choice.atoms]
+        atoms = [atom for atom, device in forced.items() if device == name]
         first = [problem.atoms[problem.position[atom]].operators[0] for atom in atoms]
         found = (problem.constraints.placed.get(operator) for operator in first)
         why = dict.fromkeys(str(rule) for rule in found if rule is not None)
@@ -177,13 +188,15 @@ def _does_not_fit(problem: Problem) -> str:
             f"{size(ledger.used(problem.tokens))} with a cache for {problem.tokens} tokens, "
             f"it has {size(ledger.device.memory)}"
         )
-    needs = [
-        Ledger(problem.graph, device, problem.limits).extra(problem.atoms, problem.tokens)
+    footprints = problem.pieces.footprints.values()
+    need = min(
+        Ledger(problem.graph, device, problem.limits).with_more(footprints, problem.tokens)
         for device in problem.devices.values()
-    ]
+    )
     have = ", ".join(f"{name} {size(d.memory)}" for name, d in problem.devices.items())
     total = sum(device.memory for device in problem.devices.values())
+    small = "are too small for the model" if total < need else "have no way to share the model"
     return (
-        f"the devices are too small for the model: it needs {size(min(needs))} "
+        f"the devices {small}: it needs {size(need)} "
         f"with a cache for {problem.tokens} tokens, they have {size(total)} ({have})"
     )

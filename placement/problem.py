@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from raygraft.graph.capability import Limits
 from raygraft.graph.graph import Graph, Region
 from raygraft.placement import costs
 from raygraft.placement.devices import DeviceProfile
 from raygraft.placement.memory import Ledger
+from raygraft.placement.pieces import Pieces
 from raygraft.placement.rules import Applied, Constraints
 
 
@@ -28,9 +31,27 @@ Assignment = tuple[Choice, ...]
 """Choices that cover every atom once, in the graph's order."""
 
 
+PricedChoices = Sequence[Sequence[tuple[Choice, float]]]
+"""For each atom the choices that begin with it, with their nominal times."""
+
+
 def devices_of(assignment: Iterable[Choice]) -> dict[str, str]:
     """Atom -> device."""
     return {atom: choice.device for choice in assignment for atom in choice.atoms}
+
+
+def block_of(atom: str) -> str:
+    """The region below the model that an atom belongs to: `blk.3`, `embed`."""
+    return ".".join(atom.split(".")[:2])
+
+
+def merged(groups: Iterable[frozenset[str]]) -> tuple[frozenset[str], ...]:
+    """Groups without common members: those that had any have become one."""
+    found: list[frozenset[str]] = []
+    for group in groups:
+        whole = group.union(*(other for other in found if other & group))
+        found = [*(other for other in found if not other & group), whole]
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,55 +84,78 @@ Member = Applied | Answer | MemoryLimit
 class Problem:
     """Every atom is to be run by one of its choices, within the memory of the devices."""
 
-    graph: Graph
-    devices: Mapping[str, DeviceProfile]
+    pieces: Pieces
     constraints: Constraints
-    limits: Limits
-    tokens: int
+    tokens: int = 0
     """Tokens of context that the cache must hold at least."""
     ignored: frozenset[Member] = frozenset()
     """Answers and memory limits that do not count: to ask what would be possible without them."""
 
-    @cached_property
-    def atoms(self) -> tuple[Region, ...]:
-        return self.graph.atoms
+    def at(self, tokens: int) -> Problem:
+        """The same with a cache for so many tokens, and with all that is found out already."""
+        other = copy(self)
+        object.__setattr__(other, "tokens", tokens)
+        return other
 
-    @cached_property
-    def position(self) -> dict[str, int]:
+    @property
+    def graph(self) -> Graph:
+        return self.pieces.graph
+
+    @property
+    def devices(self) -> Mapping[str, DeviceProfile]:
+        return self.pieces.devices
+
+    @property
+    def limits(self) -> Limits:
+        return self.pieces.limits
+
+    @property
+    def atoms(self) -> tuple[Region, ...]:
+        return self.pieces.atoms
+
+    @property
+    def position(self) -> Mapping[str, int]:
         """Number of each atom in the graph's order."""
-        return {atom.name: number for number, atom in enumerate(self.atoms)}
+        return self.pieces.position
 
     @cached_property
     def choices(self) -> tuple[tuple[Choice, ...], ...]:
         """For each atom the choices that begin with it: devices in their order, claims first."""
         found: list[list[Choice]] = [[] for _ in self.atoms]
-        spans = self._spans()
-        for name, device in self.devices.items():
-            for region, start, stop in spans:
-                whole = self.atoms[start:stop]
-                if device.claims_region(self.graph, region) and all(
-                    not self._kept_away(atom, name) for atom in whole
-                ):
-                    atoms = tuple(atom.name for atom in whole)
+        for name in self.devices:
+            open_to = [self._kept_away(atom, name) is None for atom in self.atoms]
+            for region, start, stop in self.pieces.claimed(name):
+                if all(open_to[start:stop]):
+                    atoms = tuple(atom.name for atom in self.atoms[start:stop])
                     found[start].append(Choice(name, atoms, region.name))
             for number, atom in enumerate(self.atoms):
-                if not self._kept_away(atom, name) and not self.answers(atom, name):
+                if open_to[number] and not self.answers(atom, name):
                     found[number].append(Choice(name, (atom.name,)))
         return tuple(tuple(choices) for choices in found)
 
-    def _spans(self) -> list[tuple[Region, int, int]]:
-        """The regions whose atoms are neighbours, larger ones first."""
-        spans = []
-        start_of = {atom.operators[0]: n for n, atom in enumerate(self.atoms)}
-        stop_of = {atom.operators[-1]: n + 1 for n, atom in enumerate(self.atoms)}
-        if not any(device.claims for device in self.devices.values()):
-            return []
-        for region in self.graph.all_regions:
-            start, stop = start_of[region.operators[0]], stop_of[region.operators[-1]]
-            size = sum(len(atom.operators) for atom in self.atoms[start:stop])
-            if size == len(region.operators):
-                spans.append((region, start, stop))
-        return sorted(spans, key=lambda span: span[1] - span[2])
+    @cached_property
+    def priced_choices(self) -> PricedChoices:
+        """The choices with their nominal times."""
+        return tuple(
+            tuple((choice, self.seconds(choice)) for choice in choices) for choices in self.choices
+        )
+
+    @cached_property
+    def able(self) -> Mapping[str, tuple[str, ...]]:
+        """Atom -> the devices with a choice that runs it, in their order."""
+        able: dict[str, dict[str, None]] = {atom.name: {} for atom in self.atoms}
+        for choices in self.choices:
+            for choice in choices:
+                for atom in choice.atoms:
+                    able[atom][choice.device] = None
+        return {
+            atom: tuple(name for name in self.devices if name in found)
+            for atom, found in able.items()
+        }
+
+    def able_together(self, group: Iterable[str]) -> tuple[str, ...]:
+        """The devices that can run each of these atoms."""
+        return tuple(n for n in self.devices if all(n in self.able[atom] for atom in group))
 
     def _kept_away(self, atom: Region, device: str) -> Applied | Answer | None:
         """The rule, or the device's own restriction, that keeps an atom away from a device."""
@@ -124,8 +168,7 @@ class Problem:
 
     def answers(self, atom: Region, device: str) -> list[Answer]:
         """Why a device cannot run an atom op by op; empty when it can."""
-        reasons = self.devices[device].refusals(self.graph, atom)
-        answers = [Answer(device, reason) for reason in reasons]
+        answers = [Answer(device, reason) for reason in self.pieces.refusals(atom, device)]
         return [answer for answer in answers if answer not in self.ignored]
 
     def obstacles(self, atom: Region, device: str) -> list[Member]:
@@ -140,37 +183,38 @@ class Problem:
 
     @cached_property
     def groups(self) -> tuple[frozenset[str], ...]:
-        """Atoms that must lie on one device."""
+        """Atoms that must lie on one device. No atom is in two of these."""
         atom_of = {name: atom.name for atom in self.atoms for name in atom.operators}
-        return tuple(
+        return merged(
             frozenset(atom_of[name] for name in operators)
             for _, operators in self.constraints.together
         )
 
-    @cached_property
-    def _seconds(self) -> dict[tuple[str, str], float]:
-        return {}
-
     def seconds(self, choice: Choice) -> float:
         """Nominal time of one row in a choice. A claimed region is one call."""
-        total = costs.REGION_SECONDS
-        for atom in choice.atoms:
-            key = (atom, choice.device)
-            if key not in self._seconds:
-                region = self.atoms[self.position[atom]]
-                device = self.devices[choice.device]
-                self._seconds[key] = costs.read_seconds(self.graph, region, device)
-            total += self._seconds[key]
-        return total
+        reading = sum(self.pieces.seconds(atom, choice.device) for atom in choice.atoms)
+        return costs.REGION_SECONDS + reading
 
-    @cached_property
-    def input_bytes(self) -> tuple[int, ...]:
-        """Bytes per row that flow into each atom."""
-        values = self.graph.values
-        return tuple(
-            sum(values[name].row_bytes for name in self.graph.subgraph(atom.operators).inputs)
-            for atom in self.atoms
-        )
+    def hop(self, source: str, atom: str, target: str) -> float:
+        """Nominal time of what flows into an atom, from one device to another."""
+        if source == target:
+            return 0.0
+        link = costs.link_between(self.devices[source].node, self.devices[target].node)
+        return costs.hop_seconds(link, self.pieces.input_bytes[self.position[atom]])
+
+    def cost(self, assignment: Assignment) -> float:
+        """Nominal time of one row, each piece handing on to the next."""
+        hops = (self.hop(a.device, b.atoms[0], b.device) for a, b in pairwise(assignment))
+        return sum(map(self.seconds, assignment)) + sum(hops)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether all memory together would do, if regions could be cut anywhere."""
+        memories = [self.memory(name) for name in self.devices]
+        footprints = self.pieces.footprints.values()
+        cache = self.tokens * sum(footprint.token_bytes for footprint in footprints)
+        need = cache + self.pieces.least_weight_bytes
+        return None in memories or need <= sum(memory or 0 for memory in memories)
 
     def filled(self, choices: Iterable[Choice]) -> dict[str, Ledger]:
         """The ledgers of an assignment, which need not be complete."""
@@ -179,17 +223,18 @@ class Problem:
         }
         for choice in choices:
             for atom in choice.atoms:
-                ledgers[choice.device].add(self.atoms[self.position[atom]])
+                ledgers[choice.device].put(self.pieces.footprints[atom])
         return ledgers
+
+    def fits(self, ledger: Ledger, atoms: Iterable[str] = ()) -> bool:
+        """Whether a device holds what is in its ledger, and these atoms too."""
+        memory = self.memory(ledger.device.name)
+        more = (self.pieces.footprints[atom] for atom in atoms)
+        return memory is None or ledger.with_more(more, self.tokens) <= memory
 
     def overfull(self, choices: Iterable[Choice]) -> list[Ledger]:
         """Ledgers of the devices that hold more than their memory."""
-        found = []
-        for name, ledger in self.filled(choices).items():
-            memory = self.memory(name)
-            if memory is not None and ledger.used(self.tokens) > memory:
-                found.append(ledger)
-        return found
+        return [ledger for ledger in self.filled(choices).values() if not self.fits(ledger)]
 
     def holds(self, assignment: Assignment) -> bool:
         """Whether no device is overfull and what belongs together is together."""

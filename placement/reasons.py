@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from raygraft.graph.graph import Region
 from raygraft.placement.assignment import cheapest
 from raygraft.placement.plan import Placement
-from raygraft.placement.problem import Assignment, Problem, devices_of
+from raygraft.placement.problem import Assignment, Choice, Problem, devices_of
 from raygraft.placement.rules import Rule
 
 
@@ -19,6 +20,8 @@ class DeviceAnswer:
     device: str
     can: bool
     answer: str
+    seconds: float | None
+    """Nominal time of one row there; None when it cannot run it."""
     chosen: bool
 
 
@@ -46,53 +49,57 @@ def _reason(problem: Problem, atom: str, device: str, cheapest: str | None, alon
     if applied is not None and isinstance(applied.rule, Rule):
         others = len(applied.rule.devices) > 1
         return f"{applied}, the cheaper of them" if others else str(applied)
-    able = [name for name in problem.devices if can_run(problem, region, name)]
-    if able == [device]:
+    if problem.able[atom] == (device,):
         return "the only device that can run it" if len(problem.devices) > 1 else "the only device"
     if cheapest != device:
         return "fills the memory that is left"
     return "cheapest, together with its neighbours" if alone else "cheapest, with one neighbour"
 
 
-def can_run(problem: Problem, atom: Region, device: str) -> str:
-    """How a device could run an atom, in words; empty when it cannot."""
+def ways_to_run(problem: Problem) -> dict[tuple[str, str], list[Choice]]:
+    """(atom, device) -> the choices that would run it there; without those that have none."""
+    ways: dict[tuple[str, str], list[Choice]] = {}
     for choices in problem.choices:
         for choice in choices:
-            if choice.device == device and atom.name in choice.atoms:
-                return f"claims {choice.claim}" if choice.claim else "supports all its operators"
-    return ""
+            for atom in choice.atoms:
+                ways.setdefault((atom, choice.device), []).append(choice)
+    return ways
 
 
 def refusal(problem: Problem, atom: Region, device: str) -> str:
-    """Why a device cannot run an atom: rules and operators, then what it says about claims."""
-    profile = problem.devices[device]
-    reasons = dict.fromkeys(str(o) for o in problem.obstacles(atom, device))
-    texts = [reason.removeprefix(f"{device}: ") for reason in reasons]
-    for region in problem.graph.all_regions:
-        if set(atom.operators) <= set(region.operators):
-            verdict = profile.claims.get(problem.graph.region_signature(region))
-            if verdict is not None and not verdict and verdict.reason not in texts:
-                texts.append(verdict.reason)
-    return "; ".join(texts) or "it cannot run all of the region that it claims here"
+    """Why a device cannot run an atom: rules, then what it says about operators and claims."""
+    answers = problem.answers(atom, device)
+    reasons = {str(o): None for o in problem.obstacles(atom, device) if o not in answers}
+    number = problem.position[atom.name]
+    spans = problem.pieces.claimed(device)
+    claimed = [region.name for region, start, stop in spans if start <= number < stop]
+    if not claimed:
+        reasons |= dict.fromkeys(answer.reason for answer in answers)
+    texts = dict.fromkeys(reason.removeprefix(f"{device}: ") for reason in reasons)
+    claims = " and ".join(claimed)
+    return "; ".join(texts) or f"it claims {claims}, but not all of that may be there"
 
 
 def every_answer(
-    problem: Problem, assignment_of: dict[str, str], region: Region
+    problem: Problem, device_of: Mapping[str, str], operators: Collection[str] | None = None
 ) -> list[DeviceAnswer]:
-    """What each device says about each atom of a region."""
+    """What each device says about every atom, or about those with any of these operators.
+
+    `device_of` holds the device that each atom has in the plan.
+    """
+    ways = ways_to_run(problem)
     answers = []
     for atom in problem.atoms:
-        if not set(atom.operators) <= set(region.operators):
+        if operators is not None and not any(name in operators for name in atom.operators):
             continue
         for device in problem.devices:
-            how = can_run(problem, atom, device)
-            answers.append(
-                DeviceAnswer(
-                    region=atom.name,
-                    device=device,
-                    can=bool(how),
-                    answer=how or refusal(problem, atom, device),
-                    chosen=assignment_of.get(atom.name) == device,
-                )
-            )
+            choices = ways.get((atom.name, device), [])
+            answer = "; ".join(map(_way, choices)) or refusal(problem, atom, device)
+            alone = problem.seconds(Choice(device, (atom.name,))) if choices else None
+            chosen = device_of.get(atom.name) == device
+            answers.append(DeviceAnswer(atom.name, device, bool(choices), answer, alone, chosen))
     return answers
+
+
+def _way(choice: Choice) -> str:
+    return f"claims {choice.claim}" if choice.claim else "supports all its operators"

@@ -109,6 +109,16 @@ class Constraints:
     """Operator -> device -> the rule that keeps it away."""
     together: tuple[tuple[Applied, frozenset[str]], ...]
 
+    @property
+    def rules(self) -> tuple[Applied, ...]:
+        """The rules that decide about anything, in their order."""
+        found = {
+            *self.placed.values(),
+            *(applied for kept_away in self.forbidden.values() for applied in kept_away.values()),
+            *(applied for applied, _ in self.together),
+        }
+        return tuple(sorted(found, key=lambda applied: applied.number))
+
     def obstacle(self, operator: str, device: str) -> Applied | None:
         """The rule that keeps an operator away from a device, if one does."""
         applied = self.placed.get(operator)
@@ -117,6 +127,16 @@ class Constraints:
             if device not in applied.rule.devices:
                 return applied
         return self.forbidden.get(operator, {}).get(device)
+
+    def only(self, kept: Collection[Applied]) -> Constraints:
+        """What these of the rules ask. What another one decided is free, whatever came before."""
+        placed = {name: applied for name, applied in self.placed.items() if applied in kept}
+        forbidden = {
+            name: {device: applied for device, applied in found.items() if applied in kept}
+            for name, found in self.forbidden.items()
+        }
+        together = tuple(pair for pair in self.together if pair[0] in kept)
+        return Constraints(placed, forbidden, together)
 
 
 def apply_rules(

@@ -13,6 +13,7 @@ from raygraft.actors.engine import Engine
 from raygraft.actors.fleet import Fleet
 from raygraft.actors.in_process import InProcessFleet
 from raygraft.actors.request import GeneratedSequence, SamplingParams
+from raygraft.actors.verification import Results
 from raygraft.completion import Chunk, Completion, Writer
 from raygraft.configuration import Device, Place, parse_devices, parse_rules
 from raygraft.demo_model import demo_model_path
@@ -26,6 +27,7 @@ from raygraft.placement.plan import Plan
 from raygraft.placement.rules import AnyRule
 from raygraft.planning import check_early, plan_on, with_named_regions
 from raygraft.text import ChatTemplate, Tokenizer
+from raygraft.verification import verify_on
 
 Progress = Callable[[str], None]
 Prompt = str | Sequence[int]
@@ -95,7 +97,8 @@ class LLM:
 
     `devices` are texts like `--device`'s, mappings with the same keys, or DeviceSpecs; `place`
     maps selectors to devices, the last that matches wins; `regions` names regions of your own, as
-    name -> selector. `address` joins a running Ray cluster.
+    name -> selector. `address` joins a running Ray cluster. `verify` checks what the devices claim
+    before the plan is made, and warns of what they fail in (WithdrawnWarning).
     `runtime="in-process"` runs the devices as threads without Ray.
     """
 
@@ -112,6 +115,7 @@ class LLM:
         max_sequences: int = MAX_SEQUENCES,
         max_rows: int = MAX_ROWS,
         cache_type: str = "f32",
+        verify: bool = False,
         progress: Progress = _silent,
     ) -> None:
         began = time.perf_counter()
@@ -128,6 +132,11 @@ class LLM:
         check_early(graph, rules, specs)
         fleet = _start_fleet(specs, runtime, address, progress)
         try:
+            self.verification: Results = {}
+            if verify:
+                self.verification = verify_on(
+                    fleet, graph, limits=limits, model=self.model.file, progress=progress
+                )
             self.plan: Plan
             self.plan, self.graph, _ = plan_on(
                 fleet,

@@ -18,13 +18,56 @@ happens to be near zero is no error."""
 
 
 @dataclass(frozen=True, slots=True)
+class Sampled:
+    """What is right of an output that `sample` produces, beside the reference's own answer.
+
+    A tie may fall either way, and a draw may lie on the edge between two tokens. So ids are right
+    as well when the reference samples them from logits that are off by the bound, or when their
+    log probabilities are as close as that; log probabilities belong to the ids that came with them.
+    """
+
+    ids: str
+    """The output that holds the ids."""
+    logprobs: NDArray[np.float32]
+    """`[rows, vocabulary]` by the reference."""
+    tolerance: NDArray[np.float32]
+    """`[rows, 1]`: how close two log probabilities must be."""
+    also_right: Sequence[Array]
+    """Ids that were sampled from such logits."""
+
+    def share_wrong(self, found: Array, expected: Array) -> float:
+        """Share of wrong ids."""
+        if not expected.size:
+            return 0.0
+        with np.errstate(invalid="ignore"):
+            distance = np.abs(self.of(found) - self.of(expected))
+        near = (found >= 0) & (expected >= 0) & (distance <= self.tolerance)
+        same = np.any([found == ids for ids in (expected, *self.also_right)], axis=0)
+        return float(1 - np.mean(same | near))
+
+    def of(self, ids: Array) -> NDArray[np.float32]:
+        """The reference's log probabilities of ids; -1 stands for none."""
+        known = np.clip(ids, 0, self.logprobs.shape[1] - 1)
+        found = np.take_along_axis(self.logprobs, known.astype(np.intp), axis=1)
+        return np.where(ids == known, found, np.float32(-np.inf))
+
+
+@dataclass(frozen=True, slots=True)
 class Expected:
-    """What a step must give, and ids that are right as well."""
+    """What a step must give."""
 
     outputs: Mapping[str, Array]
-    also_right: Mapping[str, Sequence[Array]]
-    """Ids that the reference samples when its logits are off by the bound: a tie may fall either
-    way, and a draw may lie on an edge."""
+    sampled: Mapping[str, Sampled]
+    """Of the outputs that `sample` produces."""
+
+    def error(self, name: str, found: Mapping[str, Array]) -> float:
+        """The error of an output of the right form; those that stand before it are so as well."""
+        sampled = self.sampled.get(name)
+        if sampled is None:
+            return error_of(found[name], self.outputs[name])
+        if found[name].dtype.kind == "f":
+            return error_of(found[name], sampled.of(found[sampled.ids]))
+        return sampled.share_wrong(found[name], self.outputs[name])
 
 
 def complaint(name: str, found: object, expected: Array, value: Value) -> str:
@@ -45,14 +88,13 @@ def complaint(name: str, found: object, expected: Array, value: Value) -> str:
     return f"output {name} has {kind} in {wrong} of {found.size} elements" if wrong else ""
 
 
-def error_of(found: Array, expected: Array, also_right: Sequence[Array] = ()) -> float:
-    """Of numbers the worst row's norm of the difference over the norm of the reference, of ids the
-    share that is wrong. Both arrays are of the same shape and type."""
+def error_of(found: Array, expected: Array) -> float:
+    """Of numbers the worst row's norm of the difference over the norm of the reference, of whole
+    numbers the share that is wrong. Both arrays are of the same shape and type."""
     if not expected.size:
         return 0.0
     if expected.dtype.kind != "f":
-        right = np.any([found == ids for ids in (expected, *also_right)], axis=0)
-        return float(1 - np.mean(right))
+        return float(np.mean(found != expected))
     with np.errstate(invalid="ignore"):  # infinities are right where the reference has them
         difference = np.where(found == expected, 0, found.astype(np.float64) - expected)
     sizes = _norms(np.where(np.isfinite(expected), expected, 0))

@@ -14,12 +14,12 @@ from raygraft.graph.step import Step, step_from_arrays, step_to_arrays
 from raygraft.graph.tensors import WeightSource
 from raygraft.kernels.base import Array, Backend, BackendOptions, Runner
 from raygraft.kernels.reference.backend import ReferenceBackend
-from raygraft.kernels.reference.sampling import sample
+from raygraft.kernels.reference.sampling import log_total, sample
 from raygraft.kernels.verification.checks import Check, CheckResult, Outcome
 from raygraft.kernels.verification.compare import (
     Expected,
+    Sampled,
     complaint,
-    error_of,
     missing_outputs,
 )
 from raygraft.kernels.verification.steps import BLOCK_SIZE, random_steps
@@ -86,29 +86,39 @@ def make_trial(check: Check, weights: WeightSource, *, seed: int = 0, threads: i
             for name in check.subgraph.inputs
         }
         outputs = runner.run(named.step, inputs)
-        also_right = _near_ties(rng, check, {**inputs, **outputs}, named.step)
+        sampled = _sampled(rng, check, {**inputs, **outputs}, named.step)
         for name in inside:
             del outputs[name]
-        found.append(TrialStep(named.title, named.step, inputs, Expected(outputs, also_right)))
+        found.append(TrialStep(named.title, named.step, inputs, Expected(outputs, sampled)))
     return Trial(check, blocks, tuple(found))
 
 
-def _near_ties(
+def _sampled(
     rng: np.random.Generator, check: Check, values: Mapping[str, Array], step: Step
-) -> dict[str, list[Array]]:
-    """Ids that are right as well: sampled from logits that are off by as much as is allowed."""
-    found: dict[str, list[Array]] = {}
+) -> dict[str, Sampled]:
+    """For each output of `sample` what else is right, by the logits of the reference."""
+    found: dict[str, Sampled] = {}
     for op in check.subgraph.operators:
         if op.kind != "sample":
             continue
-        logits = values[op.inputs[0]]
-        for _ in range(NEAR_TIES):
-            noise = rng.standard_normal(logits.shape) * check.bound
-            sizes = np.sqrt(np.mean(np.square(logits), axis=-1, keepdims=True))
-            near = sample((logits + noise * sizes).astype(np.float32), step.sampling)
-            for name, ids in zip(op.outputs, near, strict=True):
-                found.setdefault(name, []).append(ids)
-    return {name: ids for name, ids in found.items() if check.values[name].dtype == "int32"}
+        logits = values[op.inputs[0]].astype(np.float64)
+        tolerance = check.bound * np.sqrt(np.mean(np.square(logits), axis=-1, keepdims=True))
+        near = [
+            sample(
+                (logits + tolerance * rng.standard_normal(logits.shape)).astype(np.float32),
+                step.sampling,
+            )
+            for _ in range(NEAR_TIES)
+        ]
+        logprobs = np.array([row - log_total(row) for row in logits], np.float32)
+        for number, name in enumerate(op.outputs):
+            found[name] = Sampled(
+                ids=op.outputs[number - number % 2],  # ids stand before their log probabilities
+                logprobs=logprobs.reshape(logits.shape),
+                tolerance=tolerance.astype(np.float32),
+                also_right=[outputs[number] for outputs in near],
+            )
+    return found
 
 
 def random_input(rng: np.random.Generator, value: Value, step: Step) -> Array:
@@ -167,8 +177,7 @@ def _run_step(runner: Runner, check: Check, step: TrialStep) -> list[_Finding]:
         expected = step.expected.outputs[name]
         if wrong := complaint(name, found[name], expected, check.values[name]):
             return [*findings, _Finding(None, wrong, step.title)]
-        also_right = step.expected.also_right.get(name, ())
-        error = error_of(found[name], expected, also_right)
+        error = step.expected.error(name, found)
         findings.append(_Finding(error, _judge(check, name, error), step.title))
     for name, values in inputs.items():
         if not np.array_equal(values, step.inputs[name]):

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import raygraft
-from raygraft.cli import chat, devices, plan, regions, run
+from raygraft.cli import chat, devices, plan, regions, run, verify
 from raygraft.graph.errors import RaygraftError
 
 
@@ -64,3 +64,4 @@ app.command("chat")(chat.chat)
 app.command("plan")(plan.plan)
 app.command("regions")(regions.regions)
 app.command("devices")(devices.devices)
+app.command("verify")(verify.verify)

@@ -37,12 +37,11 @@ def devices(
         print(json.dumps({"devices": document}, indent=1))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    titles = ("device", "node", "backend", "type", "hardware", "threads", "memory", "free", "with")
+    titles = ("device", "node", "backend", "type", "hardware", "threads", "free", "with")
     for title in titles:
-        table.add_column(title)
+        table.add_column(title, no_wrap=title not in ("hardware", "with"), overflow="fold")
     for name, (node, what) in said.items():
         versions = ", ".join(f"{library} {number}" for library, number in what.versions)
-        memory = (size(what.memory_total), size(what.memory_free))
-        own = (what.backend, what.type, what.hardware, str(what.threads))
-        table.add_row(name, node, *own, *memory, versions)
+        own = (what.backend, what.type, what.hardware, str(what.threads), size(what.memory_free))
+        table.add_row(name, node, *own, versions)
     out.print(table)

@@ -79,6 +79,15 @@ AddressOption = Annotated[
         rich_help_panel=_PLACES,
     ),
 ]
+VerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="First check what the devices claim, as `raygraft verify` does, and plan without "
+        "what fails.",
+        rich_help_panel=_PLACES,
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from raygraft.cli.report import err, out, plan_line, print_plan, progress
 from raygraft.completion import Completion
 from raygraft.graph.errors import ConfigurationError
 from raygraft.llm import LLM, Timings
+from raygraft.verification import print_warnings_as_lines
 
 
 def run(
@@ -43,6 +45,7 @@ def run(
     place: o.PlaceOption = None,
     threads: o.ThreadsOption = None,
     address: o.AddressOption = None,
+    verify: o.VerifyOption = False,
     show_plan: Annotated[
         bool, typer.Option("--show-plan", help="Print the plan above the answer.")
     ] = False,
@@ -68,13 +71,15 @@ def run(
         logprobs=logprobs,
     )
     settings = o.configuration(devices, device, place, threads)
-    with progress(quiet=as_json) as say:
+    with progress(quiet=as_json) as say, warnings.catch_warnings():
+        print_warnings_as_lines()
         llm = LLM(
             model,
             devices=settings.devices,
             place=settings.rules,
             address=address,
             ctx_size=ctx_size,
+            verify=verify,
             progress=say,
         )
     with llm:

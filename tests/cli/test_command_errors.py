@@ -1,5 +1,7 @@
 """One clear error, no traceback, exit code 2: for whatever a person gets wrong."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,3 +182,19 @@ def test_prompts_and_nodes(
     raygraft: Command, tiny_model: Path, arguments: tuple[str, ...], said: tuple[str, ...]
 ) -> None:
     refused(raygraft("run", "-m", tiny_model, *arguments), *said)
+
+
+@pytest.mark.process
+def test_a_cluster_that_is_not_there(tiny_model: Path) -> None:
+    """Said at once, by a process that is in no cluster yet."""
+    command = [sys.executable, "-m", "raygraft", "plan", "-m", str(tiny_model)]
+    done = subprocess.run(
+        [*command, "--address", "127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "error: cannot join the Ray cluster at 127.0.0.1:1: " in done.stderr

@@ -62,6 +62,9 @@ def end(process: subprocess.Popen[str]) -> None:
             except psutil.NoSuchProcess:
                 continue
         process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def free_port() -> int:

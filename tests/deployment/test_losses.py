@@ -72,7 +72,7 @@ def test_ctrl_c_during_an_answer(long_model: Path) -> None:
         assert eventually(lambda: not family.left(), 5), family.left()
 
 
-@pytest.mark.parametrize("stage", ["starting Ray", "starting a, b", "loading weights"])
+@pytest.mark.parametrize("stage", ["starting Ray", "loading weights"])
 def test_ctrl_c_before_an_answer(long_model: Path, stage: str) -> None:
     process = start(
         *(COMMANDS / "raygraft", "run", "-m", long_model, *ENDLESS, *CUT),
@@ -81,9 +81,7 @@ def test_ctrl_c_before_an_answer(long_model: Path, stage: str) -> None:
     )
     try:
         assert process.stderr is not None
-        said = ""
-        while stage not in said:
-            said += process.stderr.readline()
+        assert any(stage in line for line in iter(process.stderr.readline, ""))
         time.sleep(0.2)
         family = Family(process)
         interrupt(process)

@@ -53,7 +53,7 @@ def test_the_search_finds_what_filling_in_order_does_not(
     memories = {name: room_for(four_blocks, regions) for name, regions in split.items()}
     devices = with_memory(four_blocks, memories)
     assert set(planned(four_blocks, devices).values()) == {"a", "b"}
-    monkeypatch.setattr(assignment, "search_exactly", lambda problem: None)
+    monkeypatch.setattr(assignment, "search_exactly", lambda problem, seconds: None)
     with pytest.raises(CapacityError):
         planned(four_blocks, devices)
 
