@@ -17,9 +17,9 @@ from raygraft.placement.exact import SECONDS, OutOfTimeError
 from raygraft.placement.memory import Ledger
 from raygraft.placement.pieces import Pieces
 from raygraft.placement.plan import DeviceUse, Plan, Stage
-from raygraft.placement.problem import Assignment, Member, MemoryLimit, Problem, op_by_op
+from raygraft.placement.problem import Answer, Assignment, Member, MemoryLimit, Problem, op_by_op
 from raygraft.placement.reasons import place_with_reasons, refusal
-from raygraft.placement.rules import AnyRule, Applied, Rule, apply_rules
+from raygraft.placement.rules import AnyRule, Rule, apply_rules
 from raygraft.placement.stages import cut_stages, list_transfers
 
 BLOCK_SIZE = 16
@@ -105,8 +105,8 @@ def _refuse_uncovered(problem: Problem) -> None:
         wanted = f"no device can run the region {atom.name}: {who} {', '.join(asked)} ({said})"
         about = members_about(problem, atom)
         conflict = smallest_conflict(problem, about, members_of(problem))
-        untold = any(isinstance(member, Applied) and member != rule for member in conflict)
-        more = _together(conflict) if untold else ""
+        told = (m.reason if isinstance(m, Answer) else str(m) for m in conflict)
+        more = "" if all(text in wanted for text in told) else _together(conflict)
         raise UnsupportedRegionError(wanted + more, conflict=conflict)
 
 

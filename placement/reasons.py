@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raygraft.graph.graph import Region
@@ -80,18 +80,14 @@ def refusal(problem: Problem, atom: Region, device: str) -> str:
     return "; ".join(texts) or f"it claims {claims}, but not all of that may be there"
 
 
-def every_answer(
-    problem: Problem, device_of: Mapping[str, str], operators: Collection[str] | None = None
-) -> list[DeviceAnswer]:
-    """What each device says about every atom, or about those with any of these operators.
+def every_answer(problem: Problem, device_of: Mapping[str, str]) -> list[DeviceAnswer]:
+    """What each device says about every atom, in the graph's order.
 
     `device_of` holds the device that each atom has in the plan.
     """
     ways = ways_to_run(problem)
     answers = []
     for atom in problem.atoms:
-        if operators is not None and not any(name in operators for name in atom.operators):
-            continue
         for device in problem.devices:
             choices = ways.get((atom.name, device), [])
             answer = "; ".join(map(_way, choices)) or refusal(problem, atom, device)

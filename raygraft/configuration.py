@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,8 @@ from raygraft.placement.rules import AnyRule, Rule
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SIZE = re.compile(r"^(?P<number>\d+(\.\d+)?)\s*(?P<unit>[kmg]?i?)b?$", re.IGNORECASE)
 _NAME = re.compile(r"^[A-Za-z][\w-]*$")
+
+_KEYS = ("devices", "place", "regions", "override_tensor")
 
 Place = Mapping[str, str] | Sequence[str]
 Device = DeviceSpec | Mapping[str, Any] | str
@@ -74,6 +76,10 @@ class Configuration:
 
     devices: tuple[DeviceSpec, ...]
     rules: tuple[AnyRule, ...]
+    regions: Mapping[str, str] = field(default_factory=dict)
+    """The user's own regions: name -> selector."""
+    override_tensor: tuple[str, ...] = ()
+    """As llama.cpp's option; rules come after, and win."""
 
 
 def parse_device(device: Device, where: str = "") -> DeviceSpec:
@@ -163,9 +169,9 @@ def read_configuration(path: str | Path) -> Configuration:
             f"{path}: no devices: expected a list under `devices`, "
             "or under `metadata.raygraft.devices` of a cluster file"
         )
-    if unknown := own.keys() - {"devices", "place"}:
+    if unknown := own.keys() - set(_KEYS):
         raise ConfigurationError(
-            f"{path}: {min(map(str, unknown))!r} is not known here; accepted are devices and place"
+            f"{path}: {min(map(str, unknown))!r} is not known here; accepted are {', '.join(_KEYS)}"
         )
     wrong = [entry for entry in own["devices"] if not isinstance(entry, dict | str)]
     if wrong:
@@ -173,6 +179,26 @@ def read_configuration(path: str | Path) -> Configuration:
     place = own.get("place")
     if not isinstance(place, dict | list | None):
         raise ConfigurationError(f"{path}: place: expected selectors with their devices")
+    regions = own.get("regions") or {}
+    if not isinstance(regions, dict) or not all(isinstance(v, str) for v in regions.values()):
+        raise ConfigurationError(f"{path}: regions: expected names with their selectors")
+    overrides = own.get("override_tensor") or []
+    if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
+        raise ConfigurationError(f"{path}: override_tensor: expected a list of REGEX=DEVICE")
     return Configuration(
-        parse_devices(own["devices"], f"{path}: "), parse_rules(place, f"{path}: ")
+        parse_devices(own["devices"], f"{path}: "),
+        parse_rules(place, f"{path}: "),
+        {str(name): selector for name, selector in regions.items()},
+        tuple(overrides),
     )
+
+
+def parse_regions(texts: Sequence[str]) -> dict[str, str]:
+    """The user's own regions from `NAME=SELECTOR` texts. Raises ConfigurationError."""
+    regions = {}
+    for text in texts:
+        name, separator, selector = text.partition("=")
+        if not separator:
+            raise ConfigurationError(f"region {text!r}: expected NAME=SELECTOR")
+        regions[name.strip()] = selector.strip()
+    return regions

@@ -25,7 +25,7 @@ from raygraft.graph.graph import Graph
 from raygraft.placement.devices import DeviceSpec
 from raygraft.placement.plan import Plan
 from raygraft.placement.rules import AnyRule
-from raygraft.planning import check_early, plan_on, with_named_regions
+from raygraft.planning import check_early, plan_on, with_named_regions, with_overrides
 from raygraft.text import ChatTemplate, Tokenizer
 from raygraft.verification import verify_on
 
@@ -97,9 +97,9 @@ class LLM:
 
     `devices` are texts like `--device`'s, mappings with the same keys, or DeviceSpecs; `place`
     maps selectors to devices, the last that matches wins; `regions` names regions of your own, as
-    name -> selector. `address` joins a running Ray cluster. `verify` checks what the devices claim
-    before the plan is made, and warns of what they fail in (WithdrawnWarning).
-    `runtime="in-process"` runs the devices as threads without Ray.
+    name -> selector; `override_tensor` takes llama.cpp's option. `address` joins a running Ray
+    cluster. `verify` checks what the devices claim before the plan is made, and warns of what they
+    fail in (WithdrawnWarning). `runtime="in-process"` runs the devices as threads without Ray.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class LLM:
         devices: Iterable[Device] | None = None,
         place: Place | Sequence[AnyRule] | None = None,
         regions: Mapping[str, str] | None = None,
+        override_tensor: Sequence[str] = (),
         address: str | None = None,
         runtime: Literal["ray", "in-process"] = "ray",
         ctx_size: int | None = None,
@@ -121,8 +122,8 @@ class LLM:
         began = time.perf_counter()
         self.model = model if isinstance(model, Model) else Model(model, progress)
         specs = parse_devices(devices or [DEFAULT_DEVICE])
-        rules = _rules(place)
         graph = with_named_regions(self.model.graph, regions or {})
+        rules = with_overrides(graph, _rules(place), override_tensor, specs)
         limits = self.model.limits(
             ctx_size=ctx_size,
             max_sequences=max_sequences,

@@ -13,6 +13,7 @@ from raygraft.graph.patterns import with_found
 from raygraft.graph.selectors import Selector
 from raygraft.kernels import BACKENDS
 from raygraft.placement.devices import DeviceProfile, DeviceSpec
+from raygraft.placement.override_tensor import override_rules, parse_overrides
 from raygraft.placement.plan import Plan
 from raygraft.placement.planner import make_plan
 from raygraft.placement.rules import AnyRule, apply_rules
@@ -30,6 +31,16 @@ def with_named_regions(graph: Graph, regions: Mapping[str, str]) -> Graph:
             )
         graph = graph.with_region(name, name, Selector.parse(selector).operators(graph))
     return graph
+
+
+def with_overrides(
+    graph: Graph,
+    rules: Sequence[AnyRule],
+    override_tensor: Sequence[str],
+    specs: Sequence[DeviceSpec],
+) -> tuple[AnyRule, ...]:
+    """The rules, after those that llama.cpp's `-ot` stands for. Raises ConfigurationError."""
+    return (*override_rules(graph, parse_overrides(override_tensor, specs)), *rules)
 
 
 def check_early(graph: Graph, rules: Sequence[AnyRule], specs: Sequence[DeviceSpec]) -> None:

@@ -28,8 +28,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raygraft.actors.records import Record, decode, describe, encode_into
-from raygraft.kernels.waiting import SPIN_NS, YIELD_NS, load, prepare, publish, wait_for_change
 from raygraft.graph.errors import LinkError, LinkFullError
+from raygraft.kernels.waiting import SPIN_NS, YIELD_NS, load, prepare, publish, wait_for_change
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -36,6 +36,8 @@ def chat(
     device: o.DeviceOption = None,
     devices: o.DevicesOption = None,
     place: o.PlaceOption = None,
+    region: o.RegionOption = None,
+    override_tensor: o.OverrideOption = None,
     threads: o.ThreadsOption = None,
     address: o.AddressOption = None,
     as_json: o.JsonOption = False,
@@ -54,12 +56,14 @@ def chat(
         seed=None if seed < 0 else seed,
         max_tokens=None if n_predict < 0 else n_predict,
     )
-    settings = o.configuration(devices, device, place, threads)
+    settings = o.configuration(devices, device, place, threads, region, override_tensor)
     with progress(quiet=as_json) as say:
         llm = LLM(
             model,
             devices=settings.devices,
             place=settings.rules,
+            regions=settings.regions,
+            override_tensor=settings.override_tensor,
             address=address,
             ctx_size=ctx_size,
             progress=say,

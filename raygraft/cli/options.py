@@ -7,7 +7,13 @@ from typing import Annotated
 
 import typer
 
-from raygraft.configuration import Configuration, parse_devices, parse_rules, read_configuration
+from raygraft.configuration import (
+    Configuration,
+    parse_devices,
+    parse_regions,
+    parse_rules,
+    read_configuration,
+)
 from raygraft.llm import DEFAULT_DEVICE
 
 _MODEL = "Model"
@@ -57,6 +63,26 @@ PlaceOption = Annotated[
         metavar="SELECTOR=DEVICE",
         help="A rule, repeated; the last that matches wins. "
         "'blk.[0-15].attn=gpu0', 'kind:ffn=a|b'.",
+        rich_help_panel=_PLACES,
+    ),
+]
+RegionOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--region",
+        metavar="NAME=SELECTOR",
+        help="A region of your own, repeated: 'tail=blk.[28-29]+head'. --place may name it.",
+        rich_help_panel=_PLACES,
+    ),
+]
+OverrideOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-ot",
+        "--override-tensor",
+        metavar="REGEX=DEVICE",
+        help="As in llama.cpp, by names of tensors; turned into rules that --place overrides. "
+        "CPU and CUDA0 name devices by their backends.",
         rich_help_panel=_PLACES,
     ),
 ]
@@ -124,12 +150,19 @@ SeedOption = Annotated[
 def configuration(
     devices: Path | None,
     device: list[str] | None,
-    place: list[str] | None,
+    place: list[str] | None = None,
     threads: int | None = None,
+    region: list[str] | None = None,
+    override_tensor: list[str] | None = None,
 ) -> Configuration:
-    """Devices and rules of a command; rules of the command line come after those of the file."""
-    from_file = read_configuration(devices) if devices else Configuration((), ())
-    specs = parse_devices((*from_file.devices, *(device or ()))) or (DEFAULT_DEVICE,)
+    """Devices and rules of a command; those of the command line come after those of the file."""
+    given = read_configuration(devices) if devices else Configuration((), ())
+    specs = parse_devices((*given.devices, *(device or ()))) or (DEFAULT_DEVICE,)
     if threads is not None:
         specs = tuple(spec.with_threads(threads) for spec in specs)
-    return Configuration(specs, (*from_file.rules, *parse_rules(place)))
+    return Configuration(
+        specs,
+        (*given.rules, *parse_rules(place)),
+        {**given.regions, **parse_regions(region or ())},
+        (*(override_tensor or ()), *given.override_tensor),
+    )

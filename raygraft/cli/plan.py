@@ -25,7 +25,7 @@ from raygraft.placement.costs import size
 from raygraft.placement.plan import Plan
 from raygraft.placement.planner import make_problem
 from raygraft.placement.problem import Problem
-from raygraft.planning import plan_on
+from raygraft.planning import plan_on, with_named_regions, with_overrides
 
 DECLARED = "The devices were not asked: their answers are declared ones."
 
@@ -36,6 +36,8 @@ def plan(
     device: o.DeviceOption = None,
     devices: o.DevicesOption = None,
     place: o.PlaceOption = None,
+    region: o.RegionOption = None,
+    override_tensor: o.OverrideOption = None,
     threads: o.ThreadsOption = None,
     address: o.AddressOption = None,
     why: Annotated[
@@ -62,7 +64,7 @@ def plan(
     With --address the devices of that cluster are started and asked; without it, their backends
     are asked on this machine, and the plan says that the answers are declared ones.
     """
-    settings = o.configuration(devices, device, place, threads)
+    settings = o.configuration(devices, device, place, threads, region, override_tensor)
     with progress(quiet=as_json) as say:
         loaded = Model(model, say)
         made, problem = _make(loaded, settings, ctx_size, address, say)
@@ -98,6 +100,8 @@ def _make(
     limits = model.limits(
         ctx_size=ctx_size, max_sequences=MAX_SEQUENCES, max_rows=MAX_ROWS, cache_type="f32"
     )
+    graph = with_named_regions(model.graph, settings.regions)
+    rules = with_overrides(graph, settings.rules, settings.override_tensor, settings.devices)
     fleet: Fleet
     if address is None:
         fleet = InProcessFleet(settings.devices, asked=False)
@@ -108,13 +112,13 @@ def _make(
     try:
         plan, graph, profiles = plan_on(
             fleet,
-            model.graph,
-            settings.rules,
+            graph,
+            rules,
             limits=limits,
             context=ctx_size,
             model=model.file.path.name,
         )
-        return plan, make_problem(graph, profiles, settings.rules, limits=limits)
+        return plan, make_problem(graph, profiles, rules, limits=limits)
     finally:
         fleet.shutdown()
 

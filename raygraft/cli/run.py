@@ -43,6 +43,8 @@ def run(
     device: o.DeviceOption = None,
     devices: o.DevicesOption = None,
     place: o.PlaceOption = None,
+    region: o.RegionOption = None,
+    override_tensor: o.OverrideOption = None,
     threads: o.ThreadsOption = None,
     address: o.AddressOption = None,
     verify: o.VerifyOption = False,
@@ -70,13 +72,15 @@ def run(
         stop=tuple(stop or ()),
         logprobs=logprobs,
     )
-    settings = o.configuration(devices, device, place, threads)
+    settings = o.configuration(devices, device, place, threads, region, override_tensor)
     with progress(quiet=as_json) as say, warnings.catch_warnings():
         print_warnings_as_lines()
         llm = LLM(
             model,
             devices=settings.devices,
             place=settings.rules,
+            regions=settings.regions,
+            override_tensor=settings.override_tensor,
             address=address,
             ctx_size=ctx_size,
             verify=verify,

@@ -13,6 +13,7 @@ from raygraft.picture import plan_page
 from raygraft.picture.page import HUES, hue_of
 from raygraft.picture.rows import Rows, duration
 from raygraft.placement.planner import make_plan, make_problem
+from raygraft.placement.rules import Rule
 
 EVIL = "</script></title><img src=x onerror=alert(1)>\"'&.gguf"
 
@@ -132,6 +133,24 @@ def test_claims_are_told(four_blocks: Graph) -> None:
     assert "Runs as a part of blk.2.attn, which the device claims as one." in text
     assert "b: claims blk.2.attn" in text
     assert "a: it only takes embed, ffn, head, sample" in text
+
+
+def test_a_claim_of_which_a_part_must_be_elsewhere(four_blocks: Graph) -> None:
+    rules = ("blk.0.attn.core=a",)
+    made = planned(four_blocks, 2, rules)
+    attention = four_blocks.regions["blk.0.attn"]
+    claims = {four_blocks.region_signature(attention): YES}
+    devices = [made.problem.devices["a"], replace(made.problem.devices["b"], verdicts={})]
+    devices[1] = replace(devices[1], claims=claims)
+    parsed = [Rule.parse(rule) for rule in rules]
+    problem = make_problem(four_blocks, devices, parsed, limits=made.problem.limits)
+    plan = make_plan(four_blocks, devices, parsed, limits=made.problem.limits)
+    answers = {row.regions: said[1] for row, said in Rows(plan, problem).answers(folded=False)}
+    assert answers["blk.0.attn.core"].answer == "rule 1 (blk.0.attn.core=a)"
+    text = "it claims blk.0.attn, but not all of that may be there"
+    assert answers["blk.0.attn.qkv"].answer == text
+    assert answers["blk.1.attn.qkv"].answer == "claims blk.1.attn"
+    assert not answers["embed"].can
 
 
 def test_hues_differ() -> None:
