@@ -65,7 +65,9 @@ class RegionSignature:
     @property
     def weight_types(self) -> frozenset[str]:
         """Types of the weights of its matrix products, such as "Q4_1"."""
-        return frozenset(kind for s in self.of("matmul") for _, kind, _ in s.weights)
+        return frozenset(
+            kind for s in self.of("matmul") for role, kind, _ in s.weights if role == "weight"
+        )
 
     @property
     def head_size(self) -> int:
