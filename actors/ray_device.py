@@ -102,15 +102,20 @@ def link_name(source: str, target: str) -> str:
 
 @ray.remote(num_cpus=0, concurrency_groups={"loop": 1, "arrivals": 1, "results": 1})
 class RayDevice:
-    """A `DeviceWorker` in an actor."""
+    """A `DeviceWorker` in an actor. Call `start` first."""
 
-    def __init__(self, name: str, backend: str, options: BackendOptions) -> None:
+    _worker: DeviceWorker
+
+    def __init__(self, name: str) -> None:
         self._name = name
-        self._worker = DeviceWorker(name, backend, options)
         self._inbox = Inbox()
         self._outbox = Outbox(link_name(name, ENGINE))
         self._receivers: dict[str, Receiver] = {}
         self._senders: dict[str, Sender] = {}
+
+    def start(self, backend: str, options: BackendOptions) -> None:
+        """Make the backend. Ray hands on what a call raises, but not what a constructor does."""
+        self._worker = DeviceWorker(self._name, backend, options)
 
     def describe(self) -> Description:
         """What the device is, as it is now."""

@@ -88,21 +88,20 @@ class RayFleet:
         for node in {node.id: node for node in self._nodes.values()}.values():
             here = [spec for spec in self.specs if self._nodes[spec.name].id == node.id]
             self._threads |= share_of_machine(here, node.cores)
-        for spec in self.specs:
-            self._start_actor(spec)
-        self._ask({name: actor.describe.remote() for name, actor in self._actors.items()})
+        self._ask({spec.name: self._start_actor(spec) for spec in self.specs})
 
-    def _start_actor(self, spec: DeviceSpec) -> None:
+    def _start_actor(self, spec: DeviceSpec) -> Any:
+        """A new actor, and the call that makes its backend."""
         where = cluster.pinned_to(self._nodes[spec.name])
         actor = RayDevice.options(scheduling_strategy=where)  # type: ignore[attr-defined]
+        self._actors[spec.name] = actor.remote(spec.name)
         options = BackendOptions(self._threads[spec.name])
-        self._actors[spec.name] = actor.remote(spec.name, spec.backend, options)
+        return self._actors[spec.name].start.remote(spec.backend, options)
 
     def _restart(self, name: str) -> None:
         """Kill an actor that hangs, and start another in its place, which knows nothing yet."""
         ray.kill(self._actors[name])
-        self._start_actor(next(spec for spec in self.specs if spec.name == name))
-        self._ask({name: self._actors[name].describe.remote()})
+        self._ask({name: self._start_actor(next(s for s in self.specs if s.name == name))})
 
     def describe(self) -> dict[str, tuple[str, Description]]:
         """See `Fleet.describe`."""

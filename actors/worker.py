@@ -14,7 +14,13 @@ import numpy as np
 from raygraft.actors.links import Receiver, Sender
 from raygraft.actors.part import Answers, Links, Part, Questions
 from raygraft.actors.records import Record, RecordKind, describe
-from raygraft.graph.errors import DeviceFailedError, LinkError, LinkFullError, RaygraftError
+from raygraft.graph.errors import (
+    ConfigurationError,
+    DeviceFailedError,
+    LinkError,
+    LinkFullError,
+    RaygraftError,
+)
 from raygraft.graph.graph import Subgraph
 from raygraft.graph.patterns import find_patterns
 from raygraft.graph.step import Step, step_from_arrays
@@ -56,10 +62,14 @@ class DeviceWorker:
     """One device of a fleet."""
 
     def __init__(self, name: str, backend: str, options: BackendOptions) -> None:
+        """Make the device's backend. Raises ConfigurationError when there is none such."""
         self.name = name
         self.backend_name = backend
         self.options = options
-        self.backend = create_backend(backend, options)
+        try:
+            self.backend = create_backend(backend, options)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"device {name}: {error}") from error
         self.counters = Counters()
         self._stopping = threading.Event()
         self._part: Part | None = None

@@ -18,7 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-from raygraft.graph.errors import ConfigurationError
+from raygraft.graph.errors import ConfigurationError, RaygraftError
 from raygraft.kernels.base import Backend, BackendOptions
 
 BACKENDS = {
@@ -34,14 +34,22 @@ ENTRY_POINTS = "raygraft.backends"
 def create_backend(name: str, options: BackendOptions) -> Backend:
     """The backend of this name, entry point or path.
 
-    Raises ConfigurationError, which lists the known names or says what is wrong with the file.
+    Raises ConfigurationError, which lists the known names or says what is wrong with the file or
+    the class.
     """
     found = _find(name)
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise ConfigurationError(
             f"backend {name!r} is no subclass of raygraft.kernels.base.Backend"
         )
-    return found(options)
+    try:
+        return found(options)
+    except RaygraftError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"backend {name!r} cannot be started: {type(error).__name__}: {error}"
+        ) from error
 
 
 def known_backends() -> tuple[str, ...]:
@@ -65,7 +73,13 @@ def _find(name: str) -> object:
     if name in BACKENDS:
         return EntryPoint(name, BACKENDS[name], ENTRY_POINTS).load()
     for point in entry_points(group=ENTRY_POINTS, name=name):
-        return point.load()
+        try:
+            return point.load()
+        except Exception as error:
+            raise ConfigurationError(
+                f"backend {name!r}: {point.value} cannot be imported: "
+                f"{type(error).__name__}: {error}"
+            ) from error
     path, _, attribute = name.rpartition(":")
     return _from_path(Path(path), attribute)
 

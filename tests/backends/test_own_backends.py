@@ -138,7 +138,7 @@ def test_a_region_of_ones_own_that_cuts_across_the_tree(tiny_model):
 @pytest.mark.ray
 def test_questions_are_asked_once_per_device_and_incarnation(tiny_model, ray_cluster):
     devices = [device("a", "cpu"), device("b", EXAMPLE)]
-    with LLM(tiny_model, devices=devices) as llm:
+    with LLM(tiny_model, devices=devices, place={"kind:attention": "b"}) as llm:
         fleet = llm._fleet
         questions = fleet._answers["a"][1]
         assert {name: c.questions for name, c in fleet.counters().items()} == {"a": 1, "b": 1}

@@ -8,4 +8,3 @@ from raygraft.text import Tokenizer
 @pytest.fixture(scope="session")
 def demo_tokenizer(demo_metadata: dict[str, object]) -> Tokenizer:
     return Tokenizer.from_metadata(demo_metadata)
-
