@@ -89,7 +89,9 @@ def profile_of(
     description = answers.description
     memory = spec.memory
     if memory is None:
-        memory = int(description.memory_free * MEMORY_SHARE) // sharers
+        memory = int(description.memory_free * MEMORY_SHARE)
+        if description.type == "cpu":  # others have memory of their own
+            memory //= sharers
     return DeviceProfile(
         name=spec.name,
         type=description.type,

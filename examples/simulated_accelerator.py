@@ -18,7 +18,7 @@ FOUR_BITS = {"Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4"}
 class SmallBoard(Backend):
     """What it claims it computes on the host, as the reference does."""
 
-    memory = 256 * 2**20
+    memory = 64 * 2**20
     widest_head = 128
 
     def __init__(self, options):

@@ -31,10 +31,13 @@ def assign(problem: Problem, *, exact: bool, seconds: float = SECONDS) -> Assign
         return found
     if not problem.has_room:
         return None
-    offers = [trim(problem), *(fill_in_order(problem, whole) for whole in (True, False))]
+    offers = [trim(problem), fill_in_order(problem, whole=True)]
     holding = [offer for offer in offers if offer is not None and problem.holds(offer)]
     if holding:
         return min(holding, key=problem.cost)
+    found = fill_in_order(problem, whole=False)
+    if found is not None and problem.holds(found):
+        return found
     return search_exactly(problem, seconds) if exact else None
 
 

@@ -213,7 +213,8 @@ class Problem:
         memories = [self.memory(name) for name in self.devices]
         footprints = self.pieces.footprints.values()
         cache = self.tokens * sum(footprint.token_bytes for footprint in footprints)
-        need = cache + self.pieces.least_weight_bytes
+        workspace = max(footprint.workspace for footprint in footprints)
+        need = cache + self.pieces.least_weight_bytes + workspace
         return None in memories or need <= sum(memory or 0 for memory in memories)
 
     def filled(self, choices: Iterable[Choice]) -> dict[str, Ledger]:

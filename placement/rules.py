@@ -18,6 +18,7 @@ from raygraft.graph.graph import Graph
 from raygraft.graph.selectors import Selector
 
 _NEVER = "!"
+_TOGETHER = "~"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Rule:
         selector, separator, devices = text.rpartition("=")
         if separator:
             return cls.of(selector, devices)
-        left, separator, right = text.partition("~")
+        left, separator, right = text.partition(_TOGETHER)
         if separator:
             return Together(Selector.parse(left), Selector.parse(right))
         raise ConfigurationError(
@@ -46,8 +47,11 @@ class Rule:
         )
 
     @classmethod
-    def of(cls, selector: str, devices: str) -> Rule:
-        """A rule from its two sides."""
+    def of(cls, selector: str, devices: str) -> Rule | Together:
+        """A rule from its two sides; the second begins with `!` or `~` for the other forms."""
+        if devices.strip().startswith(_TOGETHER):
+            other = devices.strip().removeprefix(_TOGETHER)
+            return Together(Selector.parse(selector), Selector.parse(other))
         never = devices.strip().startswith(_NEVER)
         names = tuple(name.strip() for name in devices.strip().removeprefix(_NEVER).split("|"))
         if not all(names):

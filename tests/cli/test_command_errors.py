@@ -126,7 +126,10 @@ def test_devices_and_rules(
         ("devices: [7]\n", ("devices: 7 is no device",)),
         ("devices: [{threads: 1}]\n", ("device without a name: name",)),
         ("devices: [{name: a, memory: 2 apples}]\n", ("device a: memory: '2 apples'",)),
-        ("devices: [a]\nrules: {}\n", ("'rules' is not known here", "devices and place")),
+        (
+            "devices: [a]\nrules: {}\n",
+            ("'rules' is not known here", "devices, place, regions, override_tensor"),
+        ),
         ("devices: [a]\nplace: a\n", ("place: expected selectors",)),
         ("devices: [a]\nplace: {head: 1}\n", ("place: head: ", "1")),
         ("devices: [a]\nplace: {1: a}\n", ("place: 1: ", "a")),
