@@ -30,9 +30,10 @@ from numba.extending import intrinsic
 from raygraft.kernels.compiled import compiled
 
 # Budgets of the first two phases. See `bench/hops.py`: longer spins win nothing once there are more
-# waiting processes than cores, and shorter ones pay the kernel's wake-up on every hop.
+# waiting processes than cores. Yielding outlasts a neighbour's stage, and costs nobody a core; who
+# sleeps instead pays the kernel's wake-up on every hop.
 SPIN_NS = 20_000
-YIELD_NS = 50_000
+YIELD_NS = 1_000_000
 
 _LINE_BYTES = 128  # pairs of 64-byte lines are fetched together, and Arm servers have 128
 _SPINS_PER_CHECK = 16  # looks at the counter between two looks at the clock

@@ -107,6 +107,7 @@ class _RingEnd:
         self._sender_sleeps = address + 3 * _LINE
         self._receiver_sleeps = address + 4 * _LINE
         self._budgets = (spin_ns, yield_ns)
+        self._idle = False
         stride = _stride(slot_bytes)
         begins = (_CONTROL_LINES * _LINE + index * stride for index in range(slots))
         self._slot_views = [view[begin : begin + slot_bytes] for begin in begins]
@@ -159,7 +160,10 @@ class RingReceiver(_RingEnd):
         self._check_open()
         if self._sent == self._taken:
             wait = (self._sent_word, self._sent, self._receiver_sleeps, _nanoseconds(timeout))
-            if not wait_for_change(*wait, *self._budgets):
+            # Who has waited in vain before sleeps at once: an idle loop must cost nothing.
+            budgets = (0, 0) if self._idle else self._budgets
+            self._idle = not wait_for_change(*wait, *budgets)
+            if self._idle:
                 return None
             self._sent = load(self._sent_word)
         try:

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from raygraft.actors.links import RingReceiver, format_ring, ring_bytes
 from raygraft.kernels.waiting import (
     HAS_FUTEX,
     SPIN_NS,
@@ -73,12 +74,14 @@ def test_the_gil_is_free_during_a_wait(addresses, phase: str) -> None:
     assert steps > 1000
 
 
-def test_an_idle_waiter_uses_no_core(addresses) -> None:
-    counter, sleeping, _ = addresses
-    wait = (counter, 0, sleeping, 100_000_000, SPIN_NS, YIELD_NS)
+def test_an_idle_receiver_uses_no_core() -> None:
+    """As a resident loop waits: in slices, which begin with spinning only while there is work."""
+    buffer = np.zeros(ring_bytes(2, 64), np.uint8)
+    format_ring(buffer, 2, 64)
+    receiver = RingReceiver(buffer, 2, 64, "idle")
     begin, cpu = time.perf_counter(), time.thread_time()
     for _ in range(10):
-        wait_for_change(*wait)
+        assert receiver.receive(0.1) is None
     share = (time.thread_time() - cpu) / (time.perf_counter() - begin)
-    print(f"an idle waiter uses {share:.4%} of a core")
+    print(f"an idle receiver uses {share:.4%} of a core")
     assert share < (0.01 if HAS_FUTEX else 0.05)
