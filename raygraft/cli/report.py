@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 
 from rich.console import Console
 from rich.table import Table
 
-from raygraft.graph.graph import Graph, Region
+from raygraft.graph.graph import Graph
 from raygraft.llm import Progress
+from raygraft.picture.folding import fold
 from raygraft.placement.costs import size
 from raygraft.placement.plan import DeviceUse, Plan
 
 out = Console(highlight=False, soft_wrap=False)
 err = Console(stderr=True, highlight=False)
-
-_NUMBER = re.compile(r"^(?P<before>[^.]*\.)(?P<number>\d+)(?P<after>.*)$")
 
 
 @contextmanager
@@ -35,44 +32,6 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
         yield lambda text: err.print(f"[{time.monotonic() - began:5.1f} s] {text}", markup=False)
 
 
-def summarise(graph: Graph, names: Sequence[str]) -> str:
-    """Leaf regions in few words: whole regions by their names, equal ones as ranges."""
-    chosen = set(names)
-    tops: list[str] = []
-
-    def visit(region: Region) -> None:
-        leaves = [r.name for r in graph.descendants(region) if not r.children]
-        if chosen.issuperset(leaves):
-            tops.append(region.name)
-        else:
-            for child in region.children:
-                visit(graph.regions[child])
-
-    visit(graph.regions["model"])
-    tops += [name for name in names if "#" in name]  # pieces that a region of one's own cuts out
-    groups: dict[tuple[str, str], list[int]] = {}
-    for name in tops:
-        match = _NUMBER.match(name)
-        key = (match["before"], match["after"]) if match else (name, "")
-        groups.setdefault(key, []).extend([int(match["number"])] if match else [])
-    texts = []
-    for (before, after), numbers in groups.items():
-        texts.append(f"{before}{_range(numbers)}{after}" if numbers else before)
-    return ", ".join(texts)
-
-
-def _range(numbers: Sequence[int]) -> str:
-    runs: list[list[int]] = [[numbers[0], numbers[0]]]
-    for before, number in pairwise(numbers):
-        if number == before + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    if len(numbers) == 1:
-        return str(numbers[0])
-    return "[" + ",".join(f"{a}-{b}" if a != b else str(a) for a, b in runs) + "]"
-
-
 def print_plan(plan: Plan, graph: Graph) -> None:
     """A plan in a few lines."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -82,7 +41,7 @@ def print_plan(plan: Plan, graph: Graph) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for use in plan.devices:
         own = [p.region for p in plan.placements if p.device == use.device]
-        regions = summarise(graph, own) if own else "(nothing)"
+        regions = ", ".join(item.text for item in fold(graph, own)) or "(nothing)"
         table.add_row(use.device, regions, size(use.weights), size(use.cache), str(use.stages))
     out.print(table)
     out.print(plan_line(plan), soft_wrap=True)
