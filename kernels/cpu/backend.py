@@ -13,8 +13,10 @@ from raygraft.graph.operators import Operator, Signature
 from raygraft.graph.rotary import RotaryEmbedding
 from raygraft.graph.tensors import WeightForm, WeightSlice, WeightSource
 from raygraft.kernels.base import Backend, BackendOptions, Description, Runner
-from raygraft.kernels.cpu.formats import pack, packed_bytes
-from raygraft.kernels.cpu.runner import CpuRunner, CurrentStep, Floats, Weight, angles
+from raygraft.kernels.cpu.assembly import Floats, Weight
+from raygraft.kernels.cpu.cache import CACHE_CODES
+from raygraft.kernels.cpu.packing import pack, packed_bytes
+from raygraft.kernels.cpu.runner import CpuRunner, CurrentStep, angles
 from raygraft.kernels.cpu.team import Team
 from raygraft.kernels.host import describe_host
 from raygraft.kernels.reference.backend import OPERATORS, READABLE
@@ -37,13 +39,13 @@ class CpuBackend(Backend):
         return describe_host("cpu", self.options.threads, versions)
 
     def supports_op(self, signature: Signature, limits: Limits) -> Verdict:
-        """Every operator of the vocabulary, with caches of float32."""
+        """Every operator of the vocabulary, with caches of float32, float16 or 8 bits."""
         if signature.kind not in OPERATORS:
             return no(f"it has no operator {signature.kind}")
         for role, kind, _ in signature.weights:
             if kind not in READABLE:
                 return no(f"it cannot read the {role} of type {kind}")
-        if signature.kind == "attention" and limits.cache_type != "f32":
+        if signature.kind == "attention" and limits.cache_type not in CACHE_CODES:
             return no(f"it has no cache of type {limits.cache_type}")
         return YES
 

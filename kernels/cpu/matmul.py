@@ -1,8 +1,8 @@
-"""Products with packed weights.
+"""Products with packed weights, and what is fused to them: bias, residual sum, gate.
 
-One row at a time reads the packed bytes once and multiplies as it unpacks: that is decoding, at the
-speed of the memory. Several rows widen each tile to floats first, in memory that stays in the
-cache, and use it for all rows: that is a prompt.
+Up to eight rows read the packed bytes once and multiply as they unpack: that is decoding. More rows
+widen part of a tile to floats, in memory that stays in the cache, and use it for all rows: that is
+a prompt. Either way the products of one or two tiles land in scratch memory, and leave it finished.
 """
 
 from __future__ import annotations
@@ -12,245 +12,181 @@ from typing import Any
 import numpy as np
 
 from raygraft.kernels.compiled import compiled
-from raygraft.kernels.cpu.formats import BLOCK, F16, F32, Q4_0, Q4_1
+from raygraft.kernels.cpu.formats import PANEL
+from raygraft.kernels.cpu.instructions import (
+    COLUMNS,
+    FIRST,
+    FUNCTIONS,
+    MULTIPLY,
+    PANEL_BYTES,
+    SECOND,
+    SUMS,
+    TILE_BYTES,
+    WEIGHT,
+    WIDTH,
+    B,
+    C,
+)
+from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
+from raygraft.kernels.cpu.products import DOT_ROWS, MULTIPLY_ROWS, MULTIPLY_TILES, WIDEN
 from raygraft.kernels.cpu.vector import (
-    LANES,
     add,
-    fused,
+    call,
+    divide,
+    exponential,
     get,
-    high_bits,
     load,
-    load_half,
-    load_packed,
-    load_signed,
-    low_bits,
     multiply,
     put,
     splat,
     store,
     total,
+    word,
 )
 
-FEW_ROWS = 3
-"""Up to so many rows are multiplied one by one."""
-_VECTOR_BYTES = 4 * LANES
-_HALVES = 2 * LANES
-_NIBBLES = BLOCK // 2
-_Q4_0_BYTES = _HALVES + LANES * _NIBBLES
-_Q4_1_BYTES = 2 * _HALVES + LANES * _NIBBLES
-_Q8_0_BYTES = _HALVES + LANES * BLOCK
+UNIT = MULTIPLY_TILES
+"""Tiles that are computed together."""
+_STRIDE = UNIT * FLOAT_BYTES  # of a row of results
+_ROWS = 20 * MULTIPLY_ROWS  # results of so many rows stay in the cache
+_WIDE = UNIT * PANEL * FLOAT_BYTES
+_RESULTS = _ROWS * _STRIDE
+
+# Where things lie in a thread's scratch memory.
+_FIRST_RESULTS = _WIDE
+_SECOND_RESULTS = _FIRST_RESULTS + _RESULTS
+_SUMS = _SECOND_RESULTS + _RESULTS
+
+
+def scratch_bytes(columns: int) -> int:
+    """What a thread needs: widened tiles, two sets of results, two sets of sums of few rows."""
+    return _SUMS + 2 * DOT_ROWS * 4 * (columns // LANES)
 
 
 @compiled(nogil=True)
-def _dot_nibbles(numbers: int, x: int) -> Any:
-    """16 rows of one block of 4-bit numbers, times 32 floats."""
-    a = splat(np.float32(0))
-    b, c, d = a, a, a
-    for j in range(0, _NIBBLES, 2):
-        even = load_packed(numbers + LANES * j)
-        odd = load_packed(numbers + LANES * (j + 1))
-        a = fused(low_bits(even), splat(get(x + 4 * j)), a)
-        b = fused(high_bits(even), splat(get(x + 4 * (j + _NIBBLES))), b)
-        c = fused(low_bits(odd), splat(get(x + 4 * (j + 1))), c)
-        d = fused(high_bits(odd), splat(get(x + 4 * (j + 1 + _NIBBLES))), d)
-    return add(add(a, b), add(c, d))
+def silu_times(a: Any, b: Any) -> Any:
+    """silu(a) * b, of vectors."""
+    one = splat(np.float32(1))
+    sigmoid = divide(one, add(one, exponential(multiply(a, splat(np.float32(-1))))))
+    return multiply(multiply(a, sigmoid), b)
 
 
 @compiled(nogil=True)
-def _dot_bytes(numbers: int, x: int) -> Any:
-    """16 rows of one block of signed bytes, times 32 floats."""
-    a = splat(np.float32(0))
-    b, c, d = a, a, a
-    for j in range(0, BLOCK, 4):
-        a = fused(load_signed(numbers + LANES * j), splat(get(x + 4 * j)), a)
-        b = fused(load_signed(numbers + LANES * (j + 1)), splat(get(x + 4 * (j + 1))), b)
-        c = fused(load_signed(numbers + LANES * (j + 2)), splat(get(x + 4 * (j + 2))), c)
-        d = fused(load_signed(numbers + LANES * (j + 3)), splat(get(x + 4 * (j + 3))), d)
-    return add(add(a, b), add(c, d))
+def _group_sums(x: int, rows: int, columns: int, group: int, target: int) -> None:
+    """Sums of each row over groups of 16 or 32 columns; `target` has a place for every 16."""
+    for row in range(rows):
+        at, out = x + 4 * columns * row, target + 4 * (columns // LANES) * row
+        for number in range(columns // group):
+            part = load(at + 4 * group * number)
+            if group > LANES:
+                part = add(part, load(at + 4 * group * number + FLOAT_BYTES))
+            put(out + 4 * number, total(part))
 
 
 @compiled(nogil=True)
-def _dot_halves(tile: int, x: int, columns: int) -> Any:
-    a = splat(np.float32(0))
-    b = a
-    for k in range(0, columns - 1, 2):
-        a = fused(load_half(tile + _HALVES * k), splat(get(x + 4 * k)), a)
-        b = fused(load_half(tile + _HALVES * (k + 1)), splat(get(x + 4 * (k + 1))), b)
-    if columns % 2:
-        k = columns - 1
-        a = fused(load_half(tile + _HALVES * k), splat(get(x + 4 * k)), a)
-    return add(a, b)
+def prepare_sums(i: int, a: int, rows: int, scratch: int) -> None:
+    """The sums of few rows that the weights of instruction i need."""
+    columns = word(i + COLUMNS)
+    if rows <= DOT_ROWS:
+        for weight, sums in ((i + FIRST, _SUMS), (i + SECOND, _second_sums(columns))):
+            if word(weight + SUMS) > 0:
+                _group_sums(a, rows, columns, word(weight + SUMS), scratch + sums)
 
 
 @compiled(nogil=True)
-def _dot_floats(tile: int, x: int, columns: int) -> Any:
-    a = splat(np.float32(0))
-    b = a
-    for k in range(0, columns - 1, 2):
-        a = fused(load(tile + _VECTOR_BYTES * k), splat(get(x + 4 * k)), a)
-        b = fused(load(tile + _VECTOR_BYTES * (k + 1)), splat(get(x + 4 * (k + 1))), b)
-    if columns % 2:
-        k = columns - 1
-        a = fused(load(tile + _VECTOR_BYTES * k), splat(get(x + 4 * k)), a)
-    return add(a, b)
+def _second_sums(columns: int) -> int:
+    return _SUMS + DOT_ROWS * 4 * (columns // LANES)
 
 
 @compiled(nogil=True)
-def dot_tile(code: int, tile: int, x: int, sums: int, columns: int) -> Any:
-    """16 rows of a weight times a row of floats. `sums` holds the sums of x over each block."""
-    if code == F32:
-        return _dot_floats(tile, x, columns)
-    if code == F16:
-        return _dot_halves(tile, x, columns)
-    result = splat(np.float32(0))
-    for block in range(columns // BLOCK):
-        own = x + 4 * BLOCK * block
-        own_sum = get(sums + 4 * block)
-        if code == Q4_1:
-            at = tile + _Q4_1_BYTES * block
-            result = fused(load_half(at), _dot_nibbles(at + 2 * _HALVES, own), result)
-            result = fused(load_half(at + _HALVES), splat(own_sum), result)
-        elif code == Q4_0:
-            at = tile + _Q4_0_BYTES * block
-            numbers = add(_dot_nibbles(at + _HALVES, own), splat(np.float32(-8) * own_sum))
-            result = fused(load_half(at), numbers, result)
-        else:
-            at = tile + _Q8_0_BYTES * block
-            result = fused(load_half(at), _dot_bytes(at + _HALVES, own), result)
-    return result
+def product_tiles(i: int, first: int, last: int, a: int, rows: int, out: int, scratch: int) -> None:
+    """Tiles `first:last` of the product that instruction i describes, for all rows.
 
-
-@compiled(nogil=True)
-def widen_tile(code: int, tile: int, target: int, columns: int) -> None:
-    """A tile as floats `[columns, 16]`."""
-    if code == F32:
-        for k in range(columns):
-            store(target + _VECTOR_BYTES * k, load(tile + _VECTOR_BYTES * k))
-        return
-    if code == F16:
-        for k in range(columns):
-            store(target + _VECTOR_BYTES * k, load_half(tile + _HALVES * k))
-        return
-    for block in range(columns // BLOCK):
-        own = target + _VECTOR_BYTES * BLOCK * block
-        if code == Q4_1:
-            at = tile + _Q4_1_BYTES * block
-            _widen_nibbles(at + 2 * _HALVES, own, load_half(at), load_half(at + _HALVES))
-        elif code == Q4_0:
-            at = tile + _Q4_0_BYTES * block
-            scale = load_half(at)
-            offset = multiply(scale, splat(np.float32(-8)))
-            _widen_nibbles(at + _HALVES, own, scale, offset)
-        else:
-            at = tile + _Q8_0_BYTES * block
-            scale = load_half(at)
-            for j in range(BLOCK):
-                number = load_signed(at + _HALVES + LANES * j)
-                store(own + _VECTOR_BYTES * j, multiply(scale, number))
-
-
-@compiled(nogil=True)
-def _widen_nibbles(numbers: int, target: int, scale: Any, offset: Any) -> None:
-    for j in range(_NIBBLES):
-        both = load_packed(numbers + LANES * j)
-        store(target + _VECTOR_BYTES * j, fused(scale, low_bits(both), offset))
-        high = target + _VECTOR_BYTES * (j + _NIBBLES)
-        store(high, fused(scale, high_bits(both), offset))
-
-
-@compiled(nogil=True)
-def _store_rows(target: int, value: Any, count: int, spare: int) -> None:
-    """Store a tile's result, or the first `count` lanes of it, by way of spare memory."""
-    if count >= LANES:
-        store(target, value)
-    else:
-        store(spare, value)
-        for lane in range(count):
-            put(target + 4 * lane, get(spare + 4 * lane))
-
-
-@compiled(nogil=True)
-def _eight_rows(tile: int, columns: int, x: int, stride: int, out: int, out_stride: int) -> None:
-    """A widened tile times eight rows."""
-    a = splat(np.float32(0))
-    b, c, d, e, f, g, h = a, a, a, a, a, a, a
-    for k in range(columns):
-        weight = load(tile + _VECTOR_BYTES * k)
-        at = x + 4 * k
-        a = fused(weight, splat(get(at)), a)
-        b = fused(weight, splat(get(at + stride)), b)
-        c = fused(weight, splat(get(at + 2 * stride)), c)
-        d = fused(weight, splat(get(at + 3 * stride)), d)
-        e = fused(weight, splat(get(at + 4 * stride)), e)
-        f = fused(weight, splat(get(at + 5 * stride)), f)
-        g = fused(weight, splat(get(at + 6 * stride)), g)
-        h = fused(weight, splat(get(at + 7 * stride)), h)
-    store(out, a)
-    store(out + out_stride, b)
-    store(out + 2 * out_stride, c)
-    store(out + 3 * out_stride, d)
-    store(out + 4 * out_stride, e)
-    store(out + 5 * out_stride, f)
-    store(out + 6 * out_stride, g)
-    store(out + 7 * out_stride, h)
-
-
-@compiled(nogil=True)
-def block_sums(x: int, columns: int, target: int) -> None:
-    """Sums of a row over each block of 32 columns."""
-    for block in range(columns // BLOCK):
-        at = x + 4 * BLOCK * block
-        put(target + 4 * block, total(add(load(at), load(at + _VECTOR_BYTES))))
-
-
-@compiled(nogil=True)
-def multiply_tiles(
-    code: int,
-    weight: int,
-    tile_bytes: int,
-    first: int,
-    last: int,
-    columns: int,
-    width: int,
-    x: int,
-    rows: int,
-    out: int,
-    scratch: int,
-) -> None:
-    """Tiles `first:last` of `x @ weight.T`: x `[rows, columns]`, out `[rows, width]`.
-
-    `scratch` has room for a widened tile, eight results, and the sums of `FEW_ROWS` rows.
+    The sums of few rows are prepared.
     """
-    stride, out_stride = 4 * columns, 4 * width
-    results = scratch + _VECTOR_BYTES * columns
-    sums = results + 8 * _VECTOR_BYTES
-    blocks = 4 * (columns // BLOCK)
-    if rows <= FEW_ROWS:
-        for row in range(rows):
-            block_sums(x + stride * row, columns, sums + blocks * row)
-    for number in range(first, last):
-        tile = weight + tile_bytes * number
-        target = out + _VECTOR_BYTES * number
-        count = min(LANES, width - LANES * number)
-        if rows <= FEW_ROWS:
-            for row in range(rows):
-                value = dot_tile(code, tile, x + stride * row, sums + blocks * row, columns)
-                _store_rows(target + out_stride * row, value, count, results)
+    columns = word(i + COLUMNS)
+    gated = word(i + SECOND + WEIGHT) != 0
+    more_sums = _second_sums(columns)
+    for tile in range(first, last, UNIT):
+        tiles = min(UNIT, last - tile)
+        if rows <= DOT_ROWS:
+            _few_rows(i, i + FIRST, tile, tiles, a, rows, scratch + _FIRST_RESULTS, scratch + _SUMS)
+            if gated:
+                results, sums = scratch + _SECOND_RESULTS, scratch + more_sums
+                _few_rows(i, i + SECOND, tile, tiles, a, rows, results, sums)
+            _finish(i, tile, tiles, 0, rows, out, scratch)
             continue
-        widen_tile(code, tile, scratch, columns)
-        row = 0
-        while row + 8 <= rows:
-            own = x + stride * row
-            if count == LANES:
-                _eight_rows(scratch, columns, own, stride, target + out_stride * row, out_stride)
-            else:
-                _eight_rows(scratch, columns, own, stride, results, _VECTOR_BYTES)
-                for r in range(8):
-                    for lane in range(count):
-                        value_at = results + _VECTOR_BYTES * r + 4 * lane
-                        put(target + out_stride * (row + r) + 4 * lane, get(value_at))
-            row += 8
-        while row < rows:
-            rest = _dot_floats(scratch, x + stride * row, columns)
-            _store_rows(target + out_stride * row, rest, count, results)
-            row += 1
+        for row in range(0, rows, _ROWS):
+            count = min(_ROWS, rows - row)
+            own = a + 4 * columns * row
+            _many_rows(i, i + FIRST, tile, tiles, own, count, scratch + _FIRST_RESULTS, scratch)
+            if gated:
+                results = scratch + _SECOND_RESULTS
+                _many_rows(i, i + SECOND, tile, tiles, own, count, results, scratch)
+            _finish(i, tile, tiles, row, count, out, scratch)
+
+
+@compiled(nogil=True)
+def _few_rows(
+    i: int, weight: int, first: int, tiles: int, a: int, rows: int, results: int, sums: int
+) -> None:
+    """Products with whole tiles. The results of a row lie `_STRIDE` bytes after the row before."""
+    columns = word(i + COLUMNS)
+    function = word(word(weight + FUNCTIONS) + 8 * (rows - 1))
+    for number in range(tiles):
+        tile = word(weight + WEIGHT) + word(weight + TILE_BYTES) * (first + number)
+        out = results + FLOAT_BYTES * number
+        stride = 4 * columns
+        call(function, (tile, columns, a, stride, sums, 4 * (columns // LANES), out, _STRIDE))
+
+
+@compiled(nogil=True)
+def _many_rows(
+    i: int, weight: int, first: int, tiles: int, a: int, rows: int, results: int, wide: int
+) -> None:
+    """The same by way of widened panels."""
+    columns = word(i + COLUMNS)
+    widen = word(word(weight + FUNCTIONS) + 8 * WIDEN)
+    functions = word(i + MULTIPLY) + 8 * (tiles - 1) * MULTIPLY_ROWS
+    step, second = FLOAT_BYTES, PANEL * FLOAT_BYTES
+    for panel in range(-(-columns // PANEL)):
+        count = min(PANEL, columns - PANEL * panel)
+        for number in range(tiles):
+            tile = word(weight + WEIGHT) + word(weight + TILE_BYTES) * (first + number)
+            at = tile + word(weight + PANEL_BYTES) * panel
+            call(widen, (at, count, wide + second * number))
+        own = a + 4 * PANEL * panel
+        for row in range(0, rows, MULTIPLY_ROWS):
+            multiply_some = word(functions + 8 * (min(MULTIPLY_ROWS, rows - row) - 1))
+            x, out = own + 4 * columns * row, results + _STRIDE * row
+            more = 1 if panel > 0 else 0
+            call(multiply_some, (wide, step, second, count, x, 4 * columns, out, _STRIDE, more))
+
+
+@compiled(nogil=True)
+def _finish(i: int, first: int, tiles: int, start: int, rows: int, out: int, scratch: int) -> None:
+    """Gate, bias and residual sum, then rows `start:start + rows` of the output."""
+    width, bias, residual = word(i + WIDTH), word(i + B), word(i + C)
+    gated = word(i + SECOND + WEIGHT) != 0
+    for row in range(rows):
+        for number in range(tiles):
+            column = LANES * (first + number)
+            at = scratch + _FIRST_RESULTS + _STRIDE * row + FLOAT_BYTES * number
+            target = 4 * (width * (start + row) + column)
+            value = load(at)
+            if gated:
+                value = silu_times(value, load(at + _RESULTS))
+            if column + LANES <= width:
+                if bias != 0:
+                    value = add(value, load(bias + 4 * column))
+                if residual != 0:
+                    value = add(value, load(residual + target))
+                store(out + target, value)
+                continue
+            store(at, value)
+            for lane in range(width - column):
+                one = get(at + 4 * lane)
+                if bias != 0:
+                    one += get(bias + 4 * (column + lane))
+                if residual != 0:
+                    one += get(residual + target + 4 * lane)
+                put(out + target + 4 * lane, one)

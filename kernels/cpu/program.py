@@ -1,38 +1,26 @@
-"""A subgraph as a program that threads run together, without Python between its operators.
+"""Running a program: all threads go through its instructions, without Python between them.
 
-An instruction is a row of 64-bit numbers: what to do, where its operands lie, and their sizes.
-Every thread goes through all instructions and computes its share of each; where an instruction
-reads what others wrote, all threads meet first.
+Products and long attentions are dealt out in pieces, so that a thread that lost its core holds up
+the others by one piece; other work is divided evenly. Where an instruction reads what others wrote,
+all threads meet first.
 """
 
 from __future__ import annotations
 
 from raygraft.kernels.compiled import compiled
+from raygraft.kernels.cpu import instructions as at
 from raygraft.kernels.cpu import layers
-from raygraft.kernels.cpu.matmul import multiply_tiles
+from raygraft.kernels.cpu.attention import attend
+from raygraft.kernels.cpu.cache import KV_HEADS, write_cache
+from raygraft.kernels.cpu.matmul import UNIT, prepare_sums, product_tiles
+from raygraft.kernels.cpu.products import WIDEN
 from raygraft.kernels.cpu.vector import fetch_add, get_double, word
 from raygraft.kernels.waiting import load_acquire, pause, yield_core
 
-(
-    LOOK_UP,
-    NORM,
-    MATMUL,
-    ROTATE,
-    WRITE_CACHE,
-    ATTEND,
-    ADD,
-    GATE,
-    COPY_ROWS,
-) = range(9)
-
-# Places of an instruction, in bytes. Its own numbers stand from `OWN` on, the last is a double.
-KIND, MEET, LOGIT_SIDE, A, B, C, OUT, WEIGHT = (8 * place for place in range(8))
-OWN = 64
-FIELDS = 16
-BYTES = 8 * FIELDS
-
 _SPINS = 2000
 """Looks at a barrier before the core is offered to somebody else."""
+_PIECES = 16
+"""Pieces that each thread gets of a product, if all are equally fast."""
 
 
 @compiled(nogil=True)
@@ -52,55 +40,91 @@ def meet(barrier: int, threads: int, seen: int) -> int:
 
 
 @compiled(nogil=True)
-def run_share(
-    program: int, count: int, step: int, scratch: int, barrier: int, thread: int, threads: int
-) -> None:
-    """Run one thread's share of the `count` instructions at an address."""
+def run_share(job: int, scratch: int, barrier: int, thread: int, threads: int) -> None:
+    """Run one thread's share of a job: the addresses of a program, a step and counters.
+
+    The counters are an int64 for each instruction, zero at first: the pieces that were dealt out.
+    """
+    program, count, step, counters = word(job), word(job + 8), word(job + 16), word(job + 24)
     met = load_acquire(barrier + 128)  # the arrivals before this run
     for number in range(count):
-        i = program + BYTES * number
-        if word(i + MEET) != 0:
+        i = program + 8 * at.FIELDS * number
+        if word(i + at.MEET) != 0:
             met = meet(barrier, threads, met)
-        rows = word(step + layers.LOGITS) if word(i + LOGIT_SIDE) else word(step + layers.STEP_ROWS)
-        _instruction(i, step, rows, scratch, thread, threads)
+        rows = word(step + at.LOGITS) if word(i + at.LOGIT_SIDE) else word(step + at.STEP_ROWS)
+        if rows > 0:  # the head has none while a prompt is read in chunks
+            _instruction(i, step, rows, counters + 8 * number, scratch, thread, threads)
     meet(barrier, threads, met)
 
 
 @compiled(nogil=True)
-def _instruction(i: int, step: int, rows: int, scratch: int, thread: int, threads: int) -> None:
-    kind, a, b, out, weight = (
-        word(i + KIND),
-        word(i + A),
-        word(i + B),
-        word(i + OUT),
-        word(i + WEIGHT),
+def _instruction(
+    i: int, step: int, rows: int, counter: int, scratch: int, thread: int, threads: int
+) -> None:
+    kind = word(i + at.KIND)
+    a = word(i + at.A) + word(i + at.A_STEP) * thread
+    b = word(i + at.B)
+    out = word(i + at.OUT) + word(i + at.OUT_STEP) * thread
+    weight = word(i + at.FIRST + at.WEIGHT)
+    n0, n1, n2, n3, n4 = (
+        word(i + at.OWN),
+        word(i + at.OWN + 8),
+        word(i + at.OWN + 16),
+        word(i + at.OWN + 24),
+        word(i + at.OWN + 32),
     )
-    n0, n1, n2 = word(i + OWN), word(i + OWN + 8), word(i + OWN + 16)
-    n3, n4 = word(i + OWN + 24), word(i + OWN + 32)
-    number = get_double(i + OWN + 56)
-    if kind == MATMUL:
-        first, last = n3 * thread // threads, n3 * (thread + 1) // threads
-        multiply_tiles(n0, weight, n4, first, last, n1, n2, a, rows, out, scratch)
-        if b != 0:
-            layers.add_bias(out, b, n2, rows, 16 * first, 16 * last)
-    elif kind == NORM:
-        layers.norm(a, weight, out, n0, number, rows, thread, threads)
-    elif kind == ROTATE:
-        positions = word(step + layers.POSITIONS)
-        layers.rotate(a, out, weight, positions, n0, n1, n2, n3, rows, thread, threads)
-    elif kind == WRITE_CACHE:
-        layers.write_cache(a, out, n0, n1, n2, step, rows, thread, threads)
-    elif kind == ATTEND:
-        c = word(i + C)
-        layers.attend(
-            a, b, c, out, n0, n1, n2, n3, n4, number, step, rows, scratch, thread, threads
-        )
-    elif kind == ADD:
-        layers.sum_of(a, b, out, n0 * rows, thread, threads)
-    elif kind == GATE:
-        layers.gate(a, b, out, n0 * rows, thread, threads)
-    elif kind == COPY_ROWS:
-        layers.copy_rows(a, word(step + layers.LOGIT_ROWS), out, n0, rows, thread, threads)
-    elif kind == LOOK_UP:
-        tokens = word(step + layers.TOKENS)
-        layers.look_up(n0, weight, n2, n1, tokens, out, rows, scratch, thread, threads)
+    # Work that each thread does for itself is not divided.
+    first, by = (0, 1) if word(i + at.OUT_STEP) != 0 else (thread, threads)
+    if kind == at.MATMUL:
+        _product(i, a, rows, out, counter, scratch, threads)
+    elif kind == at.NORM:
+        layers.norm(a, weight, out, n0, get_double(i + at.NUMBER), first, rows, by)
+    elif kind == at.ROTATE:
+        positions = word(step + at.POSITIONS)
+        own = n0 // n4  # heads of an item
+        for item in range(first, rows * n4, by):
+            row, unit = item // n4, item % n4
+            for head in range(unit * own, (unit + 1) * own):
+                layers.rotate(a, out, weight, positions, n0, n1, n2, n3, row, head)
+    elif kind == at.WRITE_CACHE:
+        write_cache(i, step, a, first, rows * word(i + KV_HEADS), by)
+    elif kind == at.ATTEND:
+        _attention(i, step, a, out, counter, scratch, thread, threads)
+    elif kind in (at.ADD, at.GATE):
+        count = n0 * rows
+        begin, end = count * thread // threads, count * (thread + 1) // threads
+        if kind == at.ADD:
+            layers.sum_of(a, b, out, begin, end)
+        else:
+            layers.gate(a, b, out, begin, end)
+    elif kind == at.COPY_ROWS:
+        layers.copy_rows(a, word(step + at.LOGIT_ROWS), out, n0, first, rows, by)
+    elif kind == at.LOOK_UP:
+        widen = word(word(i + at.FIRST + at.FUNCTIONS) + 8 * WIDEN)
+        tile_bytes, tokens = word(i + at.FIRST + at.TILE_BYTES), word(step + at.TOKENS)
+        layers.look_up(widen, weight, tile_bytes, n0, tokens, out, scratch, first, rows, by)
+
+
+@compiled(nogil=True)
+def _product(i: int, a: int, rows: int, out: int, counter: int, scratch: int, threads: int) -> None:
+    tiles = word(i + at.TILES)
+    prepare_sums(i, a, rows, scratch)
+    piece = tiles if threads == 1 else UNIT * max(1, tiles // (UNIT * _PIECES * threads))
+    first = fetch_add(counter, piece)
+    while first < tiles:
+        product_tiles(i, first, min(first + piece, tiles), a, rows, out, scratch)
+        first = fetch_add(counter, piece)
+
+
+@compiled(nogil=True)
+def _attention(
+    i: int, step: int, a: int, out: int, counter: int, scratch: int, thread: int, threads: int
+) -> None:
+    items = word(step + at.RUN_COUNT) * word(i + KV_HEADS)
+    if word(i + at.BY_UNITS) != 0:
+        attend(i, step, a, out, scratch, thread, items, threads)
+        return
+    item = fetch_add(counter, 1)
+    while item < items:
+        attend(i, step, a, out, scratch, item, item + 1, threads)
+        item = fetch_add(counter, 1)

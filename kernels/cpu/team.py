@@ -14,8 +14,8 @@ from numba import types
 from numpy.typing import NDArray
 
 from raygraft.kernels.compiled import compiled
+from raygraft.kernels.cpu.products import multiply_functions
 from raygraft.kernels.cpu.program import run_share
-from raygraft.kernels.cpu.vector import word
 from raygraft.kernels.waiting import (
     SPIN_NS,
     YIELD_NS,
@@ -32,32 +32,30 @@ _NAP_NS = 1_000_000_000
 
 
 @compiled(nogil=True)
-def _follow(shared: int, scratch: int, thread: int, threads: int) -> None:
-    """A thread's life."""
+def _work(shared: int, scratch: int, thread: int, threads: int) -> None:
+    """The first thread starts a job and returns when all shares are done; the others live here.
+
+    One function for both, as compiling what they call takes its time.
+    """
+    if thread == 0:
+        store_release(shared + _BARRIER_BEGAN, load_acquire(shared + _BARRIER))
+        _wake_all(shared, threads)
     seen = 0
     sleeping = shared + _SLEEPING + _LINE * thread
-    while True:
-        if wait_for_change(shared + _GENERATION, seen, sleeping, _NAP_NS, SPIN_NS, YIELD_NS):
+    while load_acquire(shared + _STOP) == 0:
+        if thread == 0 or load_acquire(shared + _GENERATION) != seen:
             seen = load_acquire(shared + _GENERATION)
-            if load_acquire(shared + _STOP) != 0:
+            run_share(shared + _JOB, scratch, shared + _BARRIER, thread, threads)
+            if thread == 0:
                 return
-            _share(shared, scratch, thread, threads)
+        wait_for_change(shared + _GENERATION, seen, sleeping, _NAP_NS, SPIN_NS, YIELD_NS)
 
 
 @compiled(nogil=True)
-def _share(shared: int, scratch: int, thread: int, threads: int) -> None:
-    job = shared + _JOB
-    run_share(word(job), word(job + 8), word(job + 16), scratch, shared + _BARRIER, thread, threads)
-
-
-@compiled(nogil=True)
-def _lead(shared: int, scratch: int, threads: int) -> None:
-    """Start a job, run the first share, return when all shares are done."""
-    store_release(shared + _BARRIER_BEGAN, load_acquire(shared + _BARRIER))
+def _wake_all(shared: int, threads: int) -> None:
     generation = load_acquire(shared + _GENERATION) + 1
     for thread in range(1, threads):
         publish(shared + _GENERATION, generation, shared + _SLEEPING + _LINE * thread)
-    _share(shared, scratch, 0, threads)
 
 
 class Team:
@@ -71,6 +69,7 @@ class Team:
         self._shared = -(-address // _LINE) * _LINE
         self._job = self._words[(self._shared + _JOB - address) // 8 :]
         self._scratch: list[NDArray[np.uint8]] = []
+        self._counters = np.zeros(0, np.int64)
         self._started = False
         self._finish = weakref.finalize(self, _stop, self._words, self._shared, threads)
 
@@ -87,14 +86,17 @@ class Team:
         self._job[0] = program.ctypes.data
         self._job[1] = len(program)
         self._job[2] = step.ctypes.data
-        _lead(self._shared, self._scratch[0].ctypes.data, self.threads)
+        if len(self._counters) < len(program):
+            self._counters = np.zeros(len(program), np.int64)
+        self._counters[: len(program)] = 0
+        self._job[3] = self._counters.ctypes.data
+        _work(self._shared, self._scratch[0].ctypes.data, 0, self.threads)
 
     @staticmethod
     def prepare() -> None:
         """Compile all that a run needs, or load it from the cache (15 s and 0.3 s)."""
-        words = types.int64
-        _lead.compile(types.void(words, words, words))  # type: ignore[attr-defined]
-        _follow.compile(types.void(*[words] * 4))  # type: ignore[attr-defined]
+        _work.compile(types.void(*[types.int64] * 4))  # type: ignore[attr-defined]
+        multiply_functions()
 
     def _start(self) -> None:
         self._started = True
@@ -108,7 +110,7 @@ class Team:
 
 def _live(arguments: tuple[int, int, int, int], keep: object) -> None:
     """Run a follower; `keep` holds its memory as long as it lives."""
-    _follow(*arguments)
+    _work(*arguments)
 
 
 def _stop(words: NDArray[np.int64], shared: int, threads: int) -> None:
@@ -119,6 +121,4 @@ def _stop(words: NDArray[np.int64], shared: int, threads: int) -> None:
 @compiled(nogil=True)
 def _stop_all(shared: int, threads: int) -> None:
     store_release(shared + _STOP, 1)
-    generation = load_acquire(shared + _GENERATION) + 1
-    for thread in range(1, threads):
-        publish(shared + _GENERATION, generation, shared + _SLEEPING + _LINE * thread)
+    _wake_all(shared, threads)

@@ -1,12 +1,12 @@
-"""Sixteen float lanes as one value of compiled code, and raw memory to load them from.
+"""Sixteen float lanes as one value of Numba code, raw memory, and calls of generated code.
 
 Numba vectorises scalar loops only by luck; here a vector is a type of its own, LLVM's `<16 x
-float>`. LLVM maps it to what the processor has: one register with AVX-512, two with AVX2, four with
-NEON. Addresses are plain integers in bytes; nothing is checked.
+float>` (see `lanes.py`). Addresses are plain integers in bytes; nothing is checked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -14,12 +14,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-LANES = 16
+from raygraft.kernels.cpu.lanes import LANES, constant, declared
 
 _F32 = ir.FloatType()
+_F64 = ir.DoubleType()
 _VECTOR = ir.VectorType(_F32, LANES)
-_I32 = ir.IntType(32)
-_I64 = ir.IntType(64)
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_INTEGERS = ir.VectorType(_I32, LANES)
 
 
 class _VectorType(types.Type):  # type: ignore[misc]  # numba is untyped
@@ -27,13 +28,7 @@ class _VectorType(types.Type):  # type: ignore[misc]  # numba is untyped
         super().__init__(name="float32x16")
 
 
-class _BytesType(types.Type):  # type: ignore[misc]  # numba is untyped
-    def __init__(self) -> None:
-        super().__init__(name="uint8x16")
-
-
 vector = _VectorType()
-packed = _BytesType()
 
 
 @register_model(_VectorType)
@@ -42,32 +37,84 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]  # numba is unt
         super().__init__(manager, kind, _VECTOR)
 
 
-@register_model(_BytesType)
-class _BytesModel(models.PrimitiveModel):  # type: ignore[misc]  # numba is untyped
-    def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, ir.VectorType(ir.IntType(8), LANES))
+# Intrinsics are called by numba with (typing context, argument types); what they return makes code
+# from (context, builder, signature, arguments). All of that is untyped.
 
 
-def _lanes(kind: Any) -> Any:
-    return ir.VectorType(kind, LANES)
+def _lane_wise(name: str, arguments: int, generate: Callable[..., Any], doc: str) -> Any:
+    """An intrinsic from vectors to a vector; `generate` takes the builder and their values."""
+    signature = vector(*[vector] * arguments)
+
+    def make(typing_context: Any, *_: Any) -> Any:
+        return signature, lambda context, builder, own, values: generate(builder, *values)
+
+    shapes: dict[int, Any] = {
+        1: lambda typing_context, a: make(typing_context),
+        2: lambda typing_context, a, b: make(typing_context),
+        3: lambda typing_context, a, b, c: make(typing_context),
+    }
+    function = shapes[arguments]
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = doc
+    return intrinsic(function)
 
 
-def _constant(kind: Any, value: float) -> Any:
-    return ir.Constant(_lanes(kind), [ir.Constant(kind, value)] * LANES)
+def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return builder.call(declared(builder, "llvm.fma.v16f32", _VECTOR, (a, b, c)), (a, b, c))
 
 
-def _load(builder: Any, address: Any, kind: Any) -> Any:
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
+def _exponential(builder: Any, x: Any) -> Any:
+    """2 ** n * e ** r with n whole and r small: Cephes' expf, right to 2e-7.
+
+    Below -87 it stays e ** -87 (1.6e-38), above 88 e ** 88; NaN stays NaN.
+    """
+
+    def clamp(value: Any, limit: float, comparison: str) -> Any:
+        bound = constant(limit)
+        return builder.select(builder.fcmp_ordered(comparison, value, bound), bound, value)
+
+    x = clamp(clamp(x, -87.0, "<"), 88.0, ">")
+    shifted = _fused(builder, x, constant(1.44269504088896341), constant(0.5))
+    whole = builder.call(declared(builder, "llvm.floor.v16f32", _VECTOR, (shifted,)), (shifted,))
+    rest = _fused(builder, whole, constant(-0.693359375), x)
+    rest = _fused(builder, whole, constant(2.12194440e-4), rest)
+    power = constant(1.9875691500e-4)
+    for factor in (
+        1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1,
+    ):  # fmt: skip
+        power = _fused(builder, power, rest, constant(factor))
+    squared = builder.fmul(rest, rest)
+    power = builder.fadd(_fused(builder, power, squared, rest), constant(1.0))
+    bias = ir.Constant(_INTEGERS, [_I32(127)] * LANES)
+    exponent = builder.add(builder.fptosi(whole, _INTEGERS), bias)
+    exponent = builder.shl(exponent, ir.Constant(_INTEGERS, [_I32(23)] * LANES))
+    return builder.fmul(power, builder.bitcast(exponent, _VECTOR))
 
 
-def _call(builder: Any, name: str, *arguments: Any) -> Any:
-    shape = ir.FunctionType(_VECTOR, [argument.type for argument in arguments])
-    function = cgutils.get_or_insert_function(builder.module, shape, name)
-    return builder.call(function, arguments)
+def _swap(builder: Any, x: Any) -> Any:
+    order = ir.Constant(_INTEGERS, [_I32(lane ^ 1) for lane in range(LANES)])
+    return builder.shuffle_vector(x, ir.Constant(_VECTOR, ir.Undefined), order)
 
 
-# The intrinsics are called by numba with (typing context, argument types); what they return makes
-# code from (context, builder, signature, arguments). All of that is untyped.
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+add = _lane_wise("add", 2, lambda builder, a, b: builder.fadd(a, b), "a + b.")
+multiply = _lane_wise("multiply", 2, lambda builder, a, b: builder.fmul(a, b), "a * b.")
+divide = _lane_wise("divide", 2, lambda builder, a, b: builder.fdiv(a, b), "a / b.")
+fused = _lane_wise("fused", 3, _fused, "a * b + c, rounded once.")
+larger = _lane_wise("larger", 2, _larger, "The larger of each two.")
+exponential = _lane_wise("exponential", 1, _exponential, "e to the power of each lane.")
+swap_pairs = _lane_wise("swap_pairs", 1, _swap, "Each lane for its neighbour.")
+
+
+def _load(builder: Any, address: Any, kind: Any, align: int = 1) -> Any:
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align, typ=kind)
+
+
+def _store(builder: Any, address: Any, value: Any, align: int = 1) -> None:
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -85,19 +132,18 @@ def store(typing_context: Any, address: Any, value: Any) -> Any:
     """Write 16 floats to an address."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], _VECTOR.as_pointer())
-        builder.store(arguments[1], pointer, align=4)
+        _store(builder, *arguments)
         return context.get_dummy_value()
 
     return types.void(types.int64, vector), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def load_half(typing_context: Any, address: Any) -> Any:
-    """16 half-precision floats at an address, widened."""
+def load_halves(typing_context: Any, address: Any) -> Any:
+    """16 float16 at an address, widened."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        halves = _load(builder, arguments[0], _lanes(ir.HalfType()))
+        halves = _load(builder, arguments[0], ir.VectorType(ir.HalfType(), LANES))
         return builder.fpext(halves, _VECTOR)
 
     return vector(types.int64), generate
@@ -108,42 +154,10 @@ def load_signed(typing_context: Any, address: Any) -> Any:
     """16 signed bytes at an address, as floats."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values = _load(builder, arguments[0], _lanes(ir.IntType(8)))
-        return builder.sitofp(builder.sext(values, _lanes(_I32)), _VECTOR)
+        values = _load(builder, arguments[0], ir.VectorType(_I8, LANES))
+        return builder.sitofp(builder.sext(values, _INTEGERS), _VECTOR)
 
     return vector(types.int64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def load_packed(typing_context: Any, address: Any) -> Any:
-    """16 bytes at an address, to be taken apart by `low_bits` and `high_bits`."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _load(builder, arguments[0], _lanes(ir.IntType(8)))
-
-    return packed(types.int64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def low_bits(typing_context: Any, value: Any) -> Any:
-    """The lower four bits of each byte, as floats."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        bits = builder.and_(arguments[0], _constant(ir.IntType(8), 15))
-        return builder.uitofp(builder.zext(bits, _lanes(_I32)), _VECTOR)
-
-    return vector(packed), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def high_bits(typing_context: Any, value: Any) -> Any:
-    """The upper four bits of each byte, as floats."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        wide = builder.zext(arguments[0], _lanes(_I32))
-        return builder.uitofp(builder.lshr(wide, _constant(_I32, 4)), _VECTOR)
-
-    return vector(packed), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -151,115 +165,89 @@ def splat(typing_context: Any, value: Any) -> Any:
     """One float in all lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        first = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), arguments[0], _I32(0))
-        zeros = ir.Constant(_lanes(_I32), [_I32(0)] * LANES)
-        return builder.shuffle_vector(first, ir.Constant(_VECTOR, ir.Undefined), zeros)
+        undefined = ir.Constant(_VECTOR, ir.Undefined)
+        first = builder.insert_element(undefined, arguments[0], _I32(0))
+        zeros = ir.Constant(_INTEGERS, [_I32(0)] * LANES)
+        return builder.shuffle_vector(first, undefined, zeros)
 
     return vector(types.float32), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def fused(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
-    """a * b + c, rounded once."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _call(builder, "llvm.fma.v16f32", *arguments)
-
-    return vector(vector, vector, vector), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def add(typing_context: Any, a: Any, b: Any) -> Any:
-    """a + b."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fadd(*arguments)
-
-    return vector(vector, vector), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def multiply(typing_context: Any, a: Any, b: Any) -> Any:
-    """a * b."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.fmul(*arguments)
-
-    return vector(vector, vector), generate
+def _reduced(builder: Any, value: Any, combine: Callable[..., Any]) -> Any:
+    """All lanes combined to one, halves first."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        undefined = ir.Constant(value.type, ir.Undefined)
+        mask = ir.VectorType(_I32, width)
+        low = ir.Constant(mask, [_I32(lane) for lane in range(width)])
+        high = ir.Constant(mask, [_I32(lane + width) for lane in range(width)])
+        value = combine(
+            builder, *(builder.shuffle_vector(value, undefined, m) for m in (low, high))
+        )
+    return builder.extract_element(value, _I32(0))
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def total(typing_context: Any, a: Any) -> Any:
-    """The sum of all lanes, halves first."""
+    """The sum of all lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        (value,) = arguments
-        width = LANES
-        while width > 1:
-            width //= 2
-            half = ir.VectorType(_F32, width)
-            undefined = ir.Constant(value.type, ir.Undefined)
-            mask = ir.VectorType(_I32, width)
-            low = ir.Constant(mask, [_I32(lane) for lane in range(width)])
-            high = ir.Constant(mask, [_I32(lane + width) for lane in range(width)])
-            parts = (builder.shuffle_vector(value, undefined, m) for m in (low, high))
-            value = builder.fadd(*parts)
-            assert value.type == half
-        return builder.extract_element(value, _I32(0))
+        return _reduced(builder, arguments[0], lambda builder, a, b: builder.fadd(a, b))
 
     return types.float32(vector), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def get(typing_context: Any, address: Any) -> Any:
-    """One float at an address."""
+def largest(typing_context: Any, a: Any) -> Any:
+    """The largest of all lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(builder.inttoptr(arguments[0], _F32.as_pointer()))
+        return _reduced(builder, arguments[0], _larger)
 
-    return types.float32(types.int64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def put(typing_context: Any, address: Any, value: Any) -> Any:
-    """Write one float to an address."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store(arguments[1], builder.inttoptr(arguments[0], _F32.as_pointer()))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.float32), generate
+    return types.float32(vector), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def get_double(typing_context: Any, address: Any) -> Any:
-    """One double-precision float at an address."""
+def _reader(kind: Any, result: Any, doc: str, widen: str = "") -> Any:
+    """An intrinsic that reads one number at an address."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(builder.inttoptr(arguments[0], ir.DoubleType().as_pointer()))
+    def read(typing_context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            value = _load(builder, arguments[0], kind)
+            if not widen:
+                return value
+            return getattr(builder, widen)(value, context.get_value_type(result))
 
-    return types.float64(types.int64), generate
+        return result(types.int64), generate
 
-
-@intrinsic  # type: ignore[untyped-decorator]
-def word(typing_context: Any, address: Any) -> Any:
-    """One int64 at an address."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(builder.inttoptr(arguments[0], _I64.as_pointer()))
-
-    return types.int64(types.int64), generate
+    read.__doc__ = doc
+    return intrinsic(read)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def get_integer(typing_context: Any, address: Any) -> Any:
-    """One int32 at an address."""
+def _writer(kind: Any, value_type: Any, doc: str, narrow: str = "") -> Any:
+    """An intrinsic that writes one number to an address."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        value = builder.load(builder.inttoptr(arguments[0], _I32.as_pointer()))
-        return builder.sext(value, _I64)
+    def write(typing_context: Any, address: Any, value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            address, value = arguments
+            _store(builder, address, getattr(builder, narrow)(value, kind) if narrow else value)
+            return context.get_dummy_value()
 
-    return types.int64(types.int64), generate
+        return types.void(types.int64, value_type), generate
+
+    write.__doc__ = doc
+    return intrinsic(write)
+
+
+get = _reader(_F32, types.float32, "One float at an address.")
+get_double = _reader(_F64, types.float64, "One double-precision float at an address.")
+get_half = _reader(ir.HalfType(), types.float32, "One float16 at an address.", "fpext")
+word = _reader(_I64, types.int64, "One int64 at an address.")
+get_integer = _reader(_I32, types.int64, "One int32 at an address.", "sext")
+put = _writer(_F32, types.float32, "Write one float.")
+put_half = _writer(ir.HalfType(), types.float32, "Write one float as float16.", "fptrunc")
+put_byte = _writer(_I8, types.int64, "Write the lowest byte of an integer.", "trunc")
+put_word = _writer(_I64, types.int64, "Write one int64.")
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -271,3 +259,17 @@ def fetch_add(typing_context: Any, address: Any, amount: Any) -> Any:
         return builder.atomic_rmw("add", pointer, arguments[1], "acq_rel")
 
     return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def call(typing_context: Any, function: Any, arguments: Any) -> Any:
+    """Call generated code at an address with a tuple of int64."""
+    count = len(arguments)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [_I64] * count)
+        given = cgutils.unpack_tuple(builder, values[1], count)
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), given)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.UniTuple(types.int64, count)), generate

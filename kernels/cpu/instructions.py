@@ -1,0 +1,49 @@
+"""Instructions of compiled programs: rows of 64-bit numbers, and what stands where in them.
+
+Every operand is an address. `A_STEP` and `OUT_STEP` are the bytes from one thread's copy of the
+operand to the next thread's, where each thread has its own. `BY_UNITS` marks work that is divided
+by row and head of keys, so that a thread reads only what it wrote itself. The numbers from `OWN` on
+depend on the kind; the last of them is a double.
+"""
+
+(
+    LOOK_UP,
+    NORM,
+    MATMUL,
+    ROTATE,
+    WRITE_CACHE,
+    ATTEND,
+    ADD,
+    GATE,
+    COPY_ROWS,
+) = range(9)
+
+_PLACES = range(0, 8 * 30, 8)
+KIND, MEET, LOGIT_SIDE, BY_UNITS, A, B, C, OUT, A_STEP, OUT_STEP = _PLACES[:10]
+OWN = _PLACES[10]
+OWN_WORDS = 8
+NUMBER = OWN + 8 * (OWN_WORDS - 1)
+FIRST, SECOND = _PLACES[18], _PLACES[23]
+"""Where a product's weights are described; the second is the one that is gated with."""
+FIELDS = 28
+
+# Of a weight's description.
+WEIGHT, FUNCTIONS, TILE_BYTES, PANEL_BYTES, SUMS = (8 * place for place in range(5))
+
+# Of products.
+COLUMNS, WIDTH, TILES, MULTIPLY = (OWN + 8 * place for place in range(4))
+
+# Where the numbers and addresses that describe a step lie.
+(
+    STEP_ROWS,
+    POSITIONS,
+    SEQUENCE,
+    TABLES,
+    TABLE_STRIDE,
+    LOGIT_ROWS,
+    LOGITS,
+    TOKENS,
+    RUNS,
+    RUN_COUNT,
+) = (8 * place for place in range(10))
+STEP_WORDS = 10
