@@ -10,6 +10,7 @@
     │   │   ├── UnsupportedRegionError  a region that no device can run
     │   │   └── CapacityError           weights or cache that fit nowhere
     │   └── RequestError            a prompt or a sampling parameter that cannot be served
+    │       └── QueueFullError          too many requests wait already: try again later
     └── RunError                the machine's side failed: exit code 1
         ├── DeviceLostError         an actor or its node died
         ├── DeviceFailedError       a backend raised an error
@@ -71,6 +72,10 @@ class CapacityError(PlanError):
 
 class RequestError(UsageError):
     """A prompt or a sampling parameter cannot be served."""
+
+
+class QueueFullError(RequestError):
+    """As many requests wait as may; the same request can be served later."""
 
 
 class RunError(RaygraftError):

@@ -268,6 +268,7 @@ class MappedWeights:
 
     def __init__(self, files: tuple[FileIdentity, ...], tensors: Mapping[str, TensorInfo]) -> None:
         self._tensors = MappingProxyType(dict(tensors))
+        self._files = files
         self._maps: list[NDArray[np.uint8]] = [
             np.memmap(file.path, dtype=np.uint8, mode="r") for file in files
         ]
@@ -277,3 +278,10 @@ class MappedWeights:
         info = self._tensors[weight.tensor]
         raw = self._maps[info.file][info.offset : info.offset + info.nbytes]
         return take_slice(raw, info, weight)
+
+    def key(self, weight: WeightSlice) -> str:
+        """What names the bytes of a slice, wherever the file lies (a `KeyedSource`)."""
+        info = self._tensors[weight.tensor]
+        file = self._files[info.file]
+        whole = (file.size, file.modified_ns, file.header_sha256)
+        return repr((whole, info.name, weight.axis, weight.start, weight.end(info)))

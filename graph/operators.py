@@ -20,6 +20,7 @@ Rows are tokens; every value is a matrix `[rows, width]`. The kinds, their input
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -58,12 +59,13 @@ class KeyValueState:
     value_size: int
 
     def token_bytes(self, cache_type: str) -> int:
-        """Bytes that one token takes, with elements of "f32" or "f16"."""
-        return self.kv_heads * (self.key_size + self.value_size) * CACHE_TYPES[cache_type]
+        """Bytes that one token takes, with elements of a type of `CACHE_TYPES`."""
+        elements = self.kv_heads * (self.key_size + self.value_size)
+        return math.ceil(elements * CACHE_TYPES[cache_type])
 
 
-CACHE_TYPES: Mapping[str, int] = MappingProxyType({"f32": 4, "f16": 2})
-"""Element types of a KV cache, and their bytes."""
+CACHE_TYPES: Mapping[str, float] = MappingProxyType({"f32": 4, "f16": 2, "q8_0": 34 / 32})
+"""Element types of a KV cache, and their bytes. "q8_0" shares a scale among 32, as in weights."""
 
 
 @dataclass(frozen=True, slots=True)

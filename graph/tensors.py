@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from gguf import quants
@@ -113,6 +113,15 @@ class WeightSource(Protocol):
 
     def read(self, weight: WeightSlice) -> QuantizedTensor:
         """The raw bytes of a slice. The result may be a view of mapped memory."""
+        ...
+
+
+@runtime_checkable
+class KeyedSource(WeightSource, Protocol):
+    """A source that can name what it would read, so that what is made of it can be kept."""
+
+    def key(self, weight: WeightSlice) -> str:
+        """What names the bytes of a slice: equal for equal bytes, on any machine."""
         ...
 
 

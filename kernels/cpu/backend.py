@@ -11,15 +11,17 @@ from raygraft.graph.capability import YES, Limits, Verdict, no
 from raygraft.graph.graph import Subgraph
 from raygraft.graph.operators import Operator, Signature
 from raygraft.graph.rotary import RotaryEmbedding
-from raygraft.graph.tensors import WeightForm, WeightSlice, WeightSource
+from raygraft.graph.tensors import KeyedSource, WeightForm, WeightSlice, WeightSource
 from raygraft.kernels.base import Backend, BackendOptions, Description, Runner
 from raygraft.kernels.cpu.assembly import Floats, Weight
-from raygraft.kernels.cpu.cache import CACHE_CODES
+from raygraft.kernels.cpu.formats import FORMATS
+from raygraft.kernels.cpu.packed_cache import cached
 from raygraft.kernels.cpu.packing import pack, packed_bytes
 from raygraft.kernels.cpu.runner import CpuRunner, CurrentStep, angles
 from raygraft.kernels.cpu.team import Team
 from raygraft.kernels.host import describe_host
 from raygraft.kernels.reference.backend import OPERATORS, READABLE
+from raygraft.kernels.reference.cache import refused_cache
 
 
 class CpuBackend(Backend):
@@ -45,8 +47,8 @@ class CpuBackend(Backend):
         for role, kind, _ in signature.weights:
             if kind not in READABLE:
                 return no(f"it cannot read the {role} of type {kind}")
-        if signature.kind == "attention" and limits.cache_type not in CACHE_CODES:
-            return no(f"it has no cache of type {limits.cache_type}")
+        if signature.kind == "attention":
+            return refused_cache(signature, limits.cache_type)
         return YES
 
     def weight_bytes(self, form: WeightForm) -> int:
@@ -76,10 +78,19 @@ class CpuBackend(Backend):
         found: dict[str, Weight] = {}
         for role, weight in op.weights:
             if weight not in self._loaded:
-                raw = weights.read(weight)
-                self._loaded[weight] = pack(raw) if len(raw.shape) == 2 else raw.dequantise()
+                self._loaded[weight] = _load(weight, weights)
             found[role] = self._loaded[weight]
         return found
+
+
+def _load(weight: WeightSlice, weights: WeightSource) -> Weight:
+    """A vector as float32, or a matrix packed; what has a packing of its own is kept on disk."""
+    raw = weights.read(weight)
+    if len(raw.shape) == 1:
+        return raw.dequantise()
+    if not isinstance(weights, KeyedSource) or raw.type not in FORMATS:
+        return pack(raw)
+    return cached(weights.key(weight), raw)
 
 
 def _ropes(subgraph: Subgraph) -> list[Operator]:

@@ -18,7 +18,7 @@ from raygraft.graph.tensors import WeightForm, WeightSlice, WeightSource
 from raygraft.kernels.base import Array, Backend, BackendOptions, Description, Runner, Values
 from raygraft.kernels.host import describe_host
 from raygraft.kernels.reference import operators, sampling
-from raygraft.kernels.reference.cache import DTYPES, PagedCache
+from raygraft.kernels.reference.cache import PagedCache, refused_cache
 
 OPERATORS = (
     "get_rows",
@@ -54,8 +54,8 @@ class ReferenceBackend(Backend):
         for role, kind, _ in signature.weights:
             if kind not in READABLE:
                 return no(f"it cannot read the {role} of type {kind}")
-        if signature.kind == "attention" and limits.cache_type not in DTYPES:
-            return no(f"it has no cache of type {limits.cache_type}")
+        if signature.kind == "attention":
+            return refused_cache(signature, limits.cache_type)
         return YES
 
     def weight_bytes(self, form: WeightForm) -> int:

@@ -1,25 +1,39 @@
 """The CPU backend against float64 arithmetic and against the reference, odd sizes included."""
 
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import write_tiny_llama
+from weight_blocks import block_size, random_weight
 
 from raygraft import LLM, SamplingParams
 from raygraft.graph.builder import MAX_LOGPROBS
 from raygraft.graph.capability import Limits
+from raygraft.graph.errors import ConfigurationError
 from raygraft.graph.graph import Subgraph
-from raygraft.graph.operators import KeyValueState, Operator, Value
+from raygraft.graph.operators import KeyValueState, Operator, Signature, Value
 from raygraft.graph.rotary import RotaryEmbedding
 from raygraft.graph.step import Sampling, Step
 from raygraft.graph.tensors import QuantizedTensor, WeightSlice
 from raygraft.kernels import BackendOptions, create_backend
+from raygraft.kernels.cpu.formats import FORMATS
 
 BOUND = 1e-5
-TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0")
-LIMITS = Limits(max_rows=40, context=64, max_sequences=4)
+CACHE_BOUNDS = {"f32": 1e-5, "f16": 1e-5, "q8_0": 2e-4}
+"""Both sides round to the same cache. With 8 bits a number in ten thousand lies so close to the
+middle of two that float32 decides, and is a 250th of its block's largest off."""
+PAGES = 75
+TYPES = (*FORMATS, "TQ2_0")
+"""The last has no packing: it is held as float32."""
+LIMITS = Limits(max_rows=300, context=512, max_sequences=4)
 
 
 class Given:
@@ -53,12 +67,12 @@ def step_of(positions: list[list[int]], tables: list[list[int]]) -> Step:
     return Step(flat % 7, flat, owners, np.array(tables, np.int32), wanted, sampling)
 
 
-def run(backend, operator: Operator, widths: dict[str, int], weights, step, inputs):
+def run(backend, operator: Operator, widths: dict[str, int], weights, step, inputs, limits=LIMITS):
     values = {name: Value(name, width) for name, width in widths.items()}
     subgraph = Subgraph((operator,), operator.inputs, operator.outputs, values)
-    runner = backend.load(subgraph, Given(**weights), LIMITS)
+    runner = backend.load(subgraph, Given(**weights), limits)
     if operator.state is not None:
-        runner.allocate_state(16, 16)
+        runner.allocate_state(PAGES, 16)
     return [runner.run(s, x)[operator.outputs[0]].copy() for s, x in zip(step, inputs, strict=True)]
 
 
@@ -67,9 +81,9 @@ def error(ours: np.ndarray, exact: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(
-    rows=st.integers(1, 20),
+    rows=st.integers(1, 20) | st.sampled_from([239, 241, 300]),
     blocks=st.integers(1, 5),
     odd=st.integers(0, 31),
     width=st.integers(1, 70),
@@ -79,38 +93,45 @@ def error(ours: np.ndarray, exact: np.ndarray) -> float:
 )
 def test_products(kind, rows, blocks, odd, width, threads, bias, seed):
     random = np.random.default_rng(seed)
-    columns = 32 * blocks + (odd if kind in ("F32", "F16", "BF16") else 0)
-    weight = quantised(random.standard_normal((width, columns), np.float32), kind)
+    columns = blocks * block_size(kind) if block_size(kind) > 1 else 32 * blocks + odd
+    weight = random_weight(kind, width, columns, random)
     weights = {"w": weight}
     roles = [("weight", WeightSlice("w"))]
     if bias:
         weights["b"] = quantised(random.standard_normal(width, np.float32), "F32")
         roles.append(("bias", WeightSlice("b")))
     x = random.standard_normal((rows, columns), np.float32)
-    exact = x.astype(np.float64) @ weight.dequantise().astype(np.float64).T
+    floats = weight.dequantise().astype(np.float64)
+    exact = x.astype(np.float64) @ floats.T
+    # A few sums may cancel to next to nothing: what sums of such terms mostly are counts then.
+    usual = np.linalg.norm(np.abs(x) @ np.abs(floats).T) / columns**0.5
     if bias:
         exact += weights["b"].dequantise()
     backend = create_backend("cpu", BackendOptions(threads))
     operator = Operator("m", "matmul", ("x",), ("y",), tuple(roles))
     step = step_of([list(range(rows))], [[0, 1]])
     (ours,) = run(backend, operator, {"x": columns, "y": width}, weights, [step], [{"x": x}])
-    assert error(ours, exact) < BOUND
+    assert np.linalg.norm(ours - exact) < BOUND * max(usual, np.linalg.norm(exact))
 
 
-def compare(operator, widths, weights, steps, inputs, threads):
+def compare(operator, widths, weights, steps, inputs, threads, cache_type="f32"):
     """Ours beside the reference, on the same steps."""
+    limits = replace(LIMITS, cache_type=cache_type)
     ours, reference = (
-        run(create_backend(name, BackendOptions(threads)), operator, widths, weights, steps, inputs)
+        run(
+            create_backend(name, BackendOptions(threads)),
+            operator, widths, weights, steps, inputs, limits,
+        )
         for name in ("cpu", "reference")
-    )
+    )  # fmt: skip
     for mine, theirs in zip(ours, reference, strict=True):
-        assert error(mine, theirs) < BOUND
+        assert error(mine, theirs) < CACHE_BOUNDS[cache_type]
 
 
-def ragged_steps(random, context: int = 60):
+def ragged_steps(random, context: int = 400):
     """A prompt of each of three sequences, then a row of each, on shuffled pages."""
-    pages = random.permutation(16)[:12].reshape(3, 4).tolist()
-    lengths = random.integers(1, 12, 3).tolist()
+    pages = random.permutation(PAGES).reshape(3, -1).tolist()
+    lengths = [int(random.integers(1, most)) for most in (12, 40, 200)]
     steps = [step_of([list(range(n)) for n in lengths], pages)]
     for _ in range(3):
         steps.append(step_of([[n] for n in lengths], pages))
@@ -122,13 +143,16 @@ def ragged_steps(random, context: int = 60):
 @settings(max_examples=15)
 @given(
     kv_heads=st.integers(1, 3),
-    group=st.integers(1, 4),
+    group=st.integers(1, 4) | st.just(60),
     size=st.integers(1, 70),
+    cache_type=st.sampled_from(["f32", "f16", "q8_0"]),
     threads=st.integers(1, 3),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_attention(kv_heads, group, size, threads, seed):
+def test_attention(kv_heads, group, size, cache_type, threads, seed):
     random = np.random.default_rng(seed)
+    if cache_type == "q8_0":
+        size = 32 * (size % 3 + 1)
     heads = kv_heads * group
     widths = {"q": heads * size, "k": kv_heads * size, "v": kv_heads * size, "y": heads * size}
     attributes = (("heads", heads), ("kv_heads", kv_heads), ("scale", size**-0.5))
@@ -138,20 +162,23 @@ def test_attention(kv_heads, group, size, threads, seed):
     inputs = [
         {n: random.standard_normal((s.rows, widths[n]), np.float32) for n in "qkv"} for s in steps
     ]
-    compare(operator, widths, {}, steps, inputs, threads)
+    compare(operator, widths, {}, steps, inputs, threads, cache_type)
 
 
+@pytest.mark.parametrize("size", [10, 32, 64])
 @pytest.mark.parametrize("style", ["interleaved", "neox"])
 @pytest.mark.parametrize("scaling", ["none", "linear", "yarn"])
-def test_positions(style, scaling):
+def test_positions(style, scaling, size):
     random = np.random.default_rng(3)
-    rotary = RotaryEmbedding(3, 10, 10000.0, style, scaling, 4.0 if scaling != "none" else 1.0, 32)
-    factors = quantised(random.uniform(1, 4, 5).astype(np.float32), "F32")
+    width = 3 * (size + 4)
+    factor = 4.0 if scaling != "none" else 1.0
+    rotary = RotaryEmbedding(3, size, 10000.0, style, scaling, factor, 32)
+    factors = quantised(random.uniform(1, 4, size // 2).astype(np.float32), "F32")
     roles = (("factors", WeightSlice("f")),)
     operator = Operator("r", "rope", ("x",), ("y",), roles, rotary.attributes())
     steps = ragged_steps(random)
-    inputs = [{"x": random.standard_normal((s.rows, 42), np.float32)} for s in steps]
-    compare(operator, {"x": 42, "y": 42}, {"f": factors}, steps, inputs, 2)
+    inputs = [{"x": random.standard_normal((s.rows, width), np.float32)} for s in steps]
+    compare(operator, {"x": width, "y": width}, {"f": factors}, steps, inputs, 2)
 
 
 @pytest.mark.parametrize("width", [1, 15, 16, 50, 576])
@@ -174,11 +201,11 @@ def test_norms_sums_and_gates(width):
 @pytest.mark.parametrize("kind", TYPES)
 def test_look_ups(kind):
     random = np.random.default_rng(5)
-    weight = quantised(random.standard_normal((41, 64), np.float32), kind)
+    weight = random_weight(kind, 41, 256, random)
     operator = Operator("e", "get_rows", (), ("y",), (("weight", WeightSlice("w")),))
     step = ragged_steps(random)[0]
     backend = create_backend("cpu", BackendOptions(2))
-    (ours,) = run(backend, operator, {"y": 64}, {"w": weight}, [step], [{}])
+    (ours,) = run(backend, operator, {"y": 256}, {"w": weight}, [step], [{}])
     assert np.array_equal(ours, weight.dequantise()[step.tokens])
 
 
@@ -222,3 +249,39 @@ def test_threads_end_with_their_backend():
     while len(shares()) > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(shares()) == before
+
+
+def test_pages_of_no_whole_tiles_are_refused():
+    state = KeyValueState("s", 1, 4, 4)
+    attributes = (("heads", 1), ("kv_heads", 1), ("scale", 0.5))
+    operator = Operator("a", "attention", ("q", "k", "v"), ("y",), (), attributes, state)
+    values = {name: Value(name, 4) for name in "qkvy"}
+    subgraph = Subgraph((operator,), operator.inputs, operator.outputs, values)
+    runner = create_backend("cpu", BackendOptions(1)).load(subgraph, Given(), LIMITS)
+    with pytest.raises(ConfigurationError, match=r"pages of 24 tokens.*multiple of 16"):
+        runner.allocate_state(4, 24)
+
+
+def test_an_8_bit_cache_needs_whole_blocks():
+    signature = Signature(
+        "attention", (48, 48, 48, 48), (), (("heads", 2), ("kv_heads", 2), ("scale", 1.0))
+    )
+    limits = replace(LIMITS, cache_type="q8_0")
+    for backend in ("cpu", "reference"):
+        verdict = create_backend(backend, BackendOptions(1)).supports_op(signature, limits)
+        assert not verdict.ok
+        assert "keys of a multiple of 32 numbers, not 24" in verdict.reason
+
+
+@pytest.mark.parametrize("processor", ["generic", "haswell"])
+def test_other_processors(processor):
+    """Without AVX-512 the same code is made of narrower registers, and tables are read by lane."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("the names are those of x86")
+    features = {"generic": "", "haswell": "+avx,+avx2,+fma,+f16c"}[processor]
+    environment = {**os.environ, "NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features}
+    tests = ["test_look_ups", "test_products", "test_attention", "test_positions"]
+    names = [f"{__file__}::{name}" for name in tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
