@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 
 import numba
 import numpy as np
 
 from raygraft.graph.capability import YES, Limits, Verdict, no
+from raygraft.graph.errors import ConfigurationError
 from raygraft.graph.graph import Subgraph
 from raygraft.graph.operators import Operator, Signature
 from raygraft.graph.rotary import RotaryEmbedding
@@ -15,13 +17,17 @@ from raygraft.graph.tensors import KeyedSource, WeightForm, WeightSlice, WeightS
 from raygraft.kernels.base import Backend, BackendOptions, Description, Runner
 from raygraft.kernels.cpu.assembly import Floats, Weight
 from raygraft.kernels.cpu.formats import FORMATS
+from raygraft.kernels.cpu.lanes import has_feature
 from raygraft.kernels.cpu.packed_cache import cached
 from raygraft.kernels.cpu.packing import pack, packed_bytes
 from raygraft.kernels.cpu.runner import CpuRunner, CurrentStep, angles
 from raygraft.kernels.cpu.team import Team
-from raygraft.kernels.host import describe_host
+from raygraft.kernels.host import describe_host, processor_name
 from raygraft.kernels.reference.backend import OPERATORS, READABLE
 from raygraft.kernels.reference.cache import refused_cache
+
+_NEEDED = dict.fromkeys(("x86_64", "amd64"), ("avx2", "fma", "f16c"))
+"""What a processor must have: those of x86 since 2013, all 64-bit Arm ones."""
 
 
 class CpuBackend(Backend):
@@ -29,6 +35,14 @@ class CpuBackend(Backend):
 
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
+        missing = [
+            name for name in _NEEDED.get(platform.machine().lower(), ()) if not has_feature(name)
+        ]
+        if missing:
+            raise ConfigurationError(
+                f"{processor_name()} has no {', '.join(missing)}, which the cpu backend needs; "
+                "use backend=reference there"
+            )
         self._team = Team(options.threads)
         self._current = CurrentStep()
         self._source: WeightSource | None = None

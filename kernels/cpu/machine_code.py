@@ -1,17 +1,19 @@
 """From LLVM code to functions in memory, with compiled objects kept in the user's cache folder.
 
-The key of an object is the code itself, the processor, and LLVM's version; like Numba's cache
-(`raygraft.kernels.compiled`) it lies under `compiled`, and is safe for processes that write at
-once: a file appears whole or not at all.
+The key of an object is what the code is written from (its name and the sources that write it), the
+processor, and LLVM's version: writing LLVM code from Python takes as long as many a model's load.
+Like Numba's cache (`raygraft.kernels.compiled`) it lies under `compiled`, and is safe for processes
+that write at once: a file appears whole or not at all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import llvmlite
@@ -21,17 +23,18 @@ from llvmlite import ir
 from numba.core import config
 from numpy.typing import NDArray
 
-from raygraft.kernels.compiled import cache_folder
+from raygraft.kernels.compiled import cache_folder, content_key
 
 _engines: list[llvm.ExecutionEngine] = []
 """They own the code; functions live as long as the process."""
 
 
-def compile_module(module: ir.Module, functions: Sequence[str]) -> NDArray[np.int64]:
-    """Addresses of the functions of a module."""
+def compile_module(
+    title: str, write: Callable[[], ir.Module], functions: Sequence[str]
+) -> NDArray[np.int64]:
+    """Addresses of the functions of a module, which is written if it is not in the cache."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    text = str(module)
     name = config.CPU_NAME or llvm.get_host_cpu_name()
     features = config.CPU_FEATURES
     if features is None:
@@ -39,12 +42,12 @@ def compile_module(module: ir.Module, functions: Sequence[str]) -> NDArray[np.in
     machine = llvm.Target.from_default_triple().create_target_machine(
         cpu=name, features=features, opt=3, jit=True
     )
-    words = (text, name, features, llvmlite.__version__)
+    words = (title, _sources(), name, features, llvmlite.__version__)
     path = cache_folder() / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:32]}.o"
     found = _read(path)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_EMPTY), machine)
     if found is None:
-        parsed = llvm.parse_assembly(text)
+        parsed = llvm.parse_assembly(str(write()))
         options = llvm.create_pipeline_tuning_options(speed_level=3)
         llvm.create_pass_builder(machine, options).getModulePassManager().run(
             parsed, llvm.create_pass_builder(machine, options)
@@ -58,6 +61,15 @@ def compile_module(module: ir.Module, functions: Sequence[str]) -> NDArray[np.in
 
 
 _EMPTY = ""
+
+
+@functools.cache
+def _sources() -> str:
+    """A digest of the files that write code."""
+    here = Path(__file__).parent
+    return content_key(
+        [here / "lanes.py", here / "products.py", *sorted((here / "formats").glob("*.py"))]
+    )
 
 
 def _read(path: Path) -> bytes | None:

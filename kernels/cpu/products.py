@@ -46,11 +46,16 @@ def format_functions(kind: Format) -> NDArray[np.int64]:
       rows of 16 floats. Strides are the bytes from one row to the next.
     - `widen(tile, columns, out)`: a tile, or the rest of one, as floats `[columns, 16]`.
     """
-    module = ir.Module(kind.name)
-    for rows in range(1, DOT_ROWS + 1):
-        _write_dot(module, kind, rows)
-    _write_widen(module, kind)
-    return compile_module(module, [*(f"dot{n}" for n in range(1, DOT_ROWS + 1)), "widen"])
+
+    def write() -> ir.Module:
+        module = ir.Module(kind.name)
+        for rows in range(1, DOT_ROWS + 1):
+            _write_dot(module, kind, rows)
+        _write_widen(module, kind)
+        return module
+
+    names = [*(f"dot{rows}" for rows in range(1, DOT_ROWS + 1)), "widen"]
+    return compile_module(kind.name, write, names)
 
 
 def _write_dot(module: ir.Module, kind: Format, rows: int) -> None:
@@ -127,13 +132,20 @@ def multiply_functions() -> NDArray[np.int64]:
     floats, `out_stride` bytes apart; each becomes the sum over k of x[row, k] times the 16 floats
     at `a + step * k`, and those `second` bytes further. With `more` it is added to.
     """
-    module = ir.Module("multiply")
-    names = []
-    for tiles in range(1, MULTIPLY_TILES + 1):
-        for rows in range(1, MULTIPLY_ROWS + 1):
-            names.append(f"multiply{tiles}x{rows}")
-            _write_multiply(module, names[-1], tiles, rows)
-    return compile_module(module, names)
+    sizes = [
+        (tiles, rows)
+        for tiles in range(1, MULTIPLY_TILES + 1)
+        for rows in range(1, MULTIPLY_ROWS + 1)
+    ]
+    names = [f"multiply{tiles}x{rows}" for tiles, rows in sizes]
+
+    def write() -> ir.Module:
+        module = ir.Module("multiply")
+        for name, (tiles, rows) in zip(names, sizes, strict=True):
+            _write_multiply(module, name, tiles, rows)
+        return module
+
+    return compile_module("multiply", write, names)
 
 
 def _write_multiply(module: ir.Module, name: str, tiles: int, rows: int) -> None:

@@ -94,7 +94,7 @@ class Team:
 
     @staticmethod
     def prepare() -> None:
-        """Compile all that a run needs, or load it from the cache (15 s and 0.3 s)."""
+        """Compile what every run needs, or load it from the cache (20 s and 0.4 s)."""
         _work.compile(types.void(*[types.int64] * 4))  # type: ignore[attr-defined]
         multiply_functions()
 

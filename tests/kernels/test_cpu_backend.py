@@ -11,6 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numba.core import config
 from tiny_models import write_tiny_llama
 from weight_blocks import block_size, random_weight
 
@@ -273,15 +274,30 @@ def test_an_8_bit_cache_needs_whole_blocks():
         assert "keys of a multiple of 32 numbers, not 24" in verdict.reason
 
 
-@pytest.mark.parametrize("processor", ["generic", "haswell"])
-def test_other_processors(processor):
-    """Without AVX-512 the same code is made of narrower registers, and tables are read by lane."""
+def test_processors_without_avx_512():
+    """The same code is made of narrower registers there, and tables are read lane by lane."""
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("the names are those of x86")
-    features = {"generic": "", "haswell": "+avx,+avx2,+fma,+f16c"}[processor]
-    environment = {**os.environ, "NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": features}
-    tests = ["test_look_ups", "test_products", "test_attention", "test_positions"]
+    environment = {
+        **os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c",
+    }  # fmt: skip
+    tests = [
+        "test_look_ups[IQ4_NL]", "test_products[Q4_0]", "test_products[Q6_K]", "test_attention",
+        "test_positions",
+    ]  # fmt: skip
     names = [f"{__file__}::{name}" for name in tests]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("processor", ["core2", "haswell"])
+def test_a_processor_that_is_too_old_is_refused(processor, monkeypatch):
+    monkeypatch.setattr(config, "CPU_NAME", processor)
+    features = {"core2": "+sse3", "haswell": "+avx,+avx2,+fma,+f16c"}[processor]
+    monkeypatch.setattr(config, "CPU_FEATURES", features)
+    if processor == "haswell" or platform.machine() not in ("x86_64", "AMD64"):
+        create_backend("cpu", BackendOptions(1))
+    else:
+        with pytest.raises(ConfigurationError, match=r"has no avx2, fma, f16c.*backend=reference"):
+            create_backend("cpu", BackendOptions(1))
