@@ -17,8 +17,9 @@ from raygraft.kernels.cpu.products import WIDEN
 from raygraft.kernels.cpu.vector import fetch_add, get_double, word
 from raygraft.kernels.waiting import load_acquire, pause, yield_core
 
-_SPINS = 2000
-"""Looks at a barrier before the core is offered to somebody else."""
+_SPINS = 100
+"""Looks at a barrier (some 20 ns each) before the core is offered to somebody else: the thread that
+is waited for may be queued for the same core."""
 _PIECES = 16
 """Pieces that each thread gets of a product, if all are equally fast."""
 
