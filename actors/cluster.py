@@ -58,6 +58,7 @@ def connect(address: str | None) -> bool:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         _knock(address)
+    _keep_standard_output_clean()
     try:
         if address is not None:
             ray.init(address=address, **quiet)
@@ -68,6 +69,14 @@ def connect(address: str | None) -> bool:
         hint = "; are RAY_AUTH_MODE and the token those of the cluster?" if address else ""
         raise ClusterError(f"cannot {where}: {error}{hint}") from error
     return True
+
+
+def _keep_standard_output_clean() -> None:
+    """Ray prints its notices of dead processes among our answers, and has no option against it.
+
+    What there is to say of them is said by errors, and by what the engine reports.
+    """
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
 def _knock(address: str) -> None:

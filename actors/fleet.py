@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from raygraft.actors.links import Receiver, Sender
 from raygraft.actors.part import Answers, Questions
+from raygraft.actors.trace import Recorded
 from raygraft.actors.verification import DEADLINE, Progress, Results
 from raygraft.actors.worker import Counters
 from raygraft.graph.gguf_file import ModelFile
@@ -64,8 +65,31 @@ class Fleet(Protocol):
         """Raise DeviceLostError or DeviceFailedError when a device has stopped."""
         ...
 
+    def end_loops(self) -> tuple[str, ...]:
+        """Make all devices leave their loops, and close their links; another plan may be loaded.
+
+        Returns the devices that cannot be used any more: they are dead, have failed, or hang.
+        """
+        ...
+
+    def replace(self, name: str) -> None:
+        """Start a device anew in its place. Raises RunError when that is not possible."""
+        ...
+
+    def drop(self, names: Sequence[str]) -> None:
+        """Do without these devices from now on, until they are replaced."""
+        ...
+
     def counters(self) -> dict[str, Counters]:
         """What each device of the plan has done so far."""
+        ...
+
+    def start_trace(self) -> None:
+        """Have each device of the plan record what it does when."""
+        ...
+
+    def recorded(self) -> dict[str, Recorded]:
+        """What each device of the plan has recorded."""
         ...
 
     def shutdown(self) -> None:

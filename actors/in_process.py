@@ -11,6 +11,7 @@ from contextlib import suppress
 from raygraft.actors.fleet import Wires, profile_of, share_of_machine
 from raygraft.actors.links import Receiver, Sender, local_link
 from raygraft.actors.part import Links, Questions, part_of
+from raygraft.actors.trace import Recorded
 from raygraft.actors.verification import (
     DEADLINE,
     Progress,
@@ -19,6 +20,7 @@ from raygraft.actors.verification import (
     verify_devices,
 )
 from raygraft.actors.worker import Counters, DeviceWorker
+from raygraft.graph.errors import ConfigurationError, DeviceFailedError, LinkError
 from raygraft.graph.gguf_file import MappedWeights, ModelFile
 from raygraft.graph.graph import Graph
 from raygraft.graph.tensors import WeightSource
@@ -27,7 +29,12 @@ from raygraft.kernels.verification.checks import CheckResult, Outcome
 from raygraft.kernels.verification.trial import Trial
 from raygraft.placement.devices import ENGINE, DeviceProfile, DeviceSpec
 from raygraft.placement.plan import Plan
-from raygraft.placement.schedule import ring_slots, used_devices
+from raygraft.placement.schedule import (
+    control_slots,
+    most_half_batches,
+    ring_slots,
+    used_devices,
+)
 
 JOIN_SECONDS = 5.0
 
@@ -48,8 +55,9 @@ class InProcessFleet:
             for spec in here:
                 options = BackendOptions(threads[spec.name])
                 self._workers[spec.name] = DeviceWorker(spec.name, spec.backend, options)
-        self._threads: list[threading.Thread] = []
-        self._failures: list[Exception] = []
+        self._threads: dict[str, threading.Thread] = {}
+        self._failures: dict[str, Exception] = {}
+        self._dropped: set[str] = set()
         self._used: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, tuple[str, Description]]:
@@ -97,7 +105,8 @@ class InProcessFleet:
 
     def _answered(self, questions: Questions) -> tuple[DeviceProfile, ...]:
         """The profiles as the devices answer, verified or not."""
-        sharers = Counter(self._node_of(spec) for spec in self.specs if spec.memory is None)
+        specs = [spec for spec in self.specs if spec.name not in self._dropped]
+        sharers = Counter(self._node_of(spec) for spec in specs if spec.memory is None)
         return tuple(
             profile_of(
                 spec,
@@ -106,47 +115,86 @@ class InProcessFleet:
                 sharers=sharers[self._node_of(spec)],
                 asked=self._asked,
             )
-            for spec in self.specs
+            for spec in specs
         )
 
     def load(self, plan: Plan, graph: Graph, model: ModelFile, epoch: int) -> Wires:
         """See `Fleet.load`."""
         self._used = used_devices(plan.stages)
+        half_batches = most_half_batches(plan)
         weights = MappedWeights(model.files, model.tensors)
         senders: dict[str, dict[str, Sender]] = {name: {} for name in self._used}
         receivers: dict[str, dict[str, Receiver]] = {name: {} for name in (*self._used, ENGINE)}
         for source, target in dict.fromkeys((t.source, t.target) for t in plan.transfers):
-            slots = ring_slots(plan, source, target)
+            slots = ring_slots(plan, source, target, half_batches)
             sender, receiver = local_link(slots, f"{source} to {target}")
             senders[source][target], receivers[target][source] = sender, receiver
         control: dict[str, Sender] = {}
         for name in self._used:
             worker = self._workers[name]
-            worker.load(part_of(plan, graph, name, epoch), weights)
-            control[name], header = local_link(1, f"{ENGINE} to {name}")
+            try:
+                worker.load(part_of(plan, graph, name, epoch), weights)
+            except DeviceFailedError as error:
+                self._failures[name] = error
+                raise
+            control[name], header = local_link(control_slots(half_batches), f"{ENGINE} to {name}")
             links = Links(header, receivers[name], senders[name])
             thread = threading.Thread(
-                target=self._run, args=(worker, links), name=f"device {name}", daemon=True
+                target=self._run, args=(name, links), name=f"device {name}", daemon=True
             )
             thread.start()
-            self._threads.append(thread)
+            self._threads[name] = thread
         (results,) = receivers[ENGINE].values()
         return Wires(control, results)
 
     def check(self) -> None:
         """See `Fleet.check`."""
-        if self._failures:
-            raise self._failures[0]
+        for failure in sorted(self._failures.values(), key=_comes_from_another):
+            raise failure
+
+    def end_loops(self) -> tuple[str, ...]:
+        """See `Fleet.end_loops`."""
+        for name in self._threads:
+            self._workers[name].stop()
+        for thread in self._threads.values():
+            thread.join(JOIN_SECONDS)
+        hang = [name for name, thread in self._threads.items() if thread.is_alive()]
+        failed = [n for n, error in self._failures.items() if not _comes_from_another(error)]
+        self._threads.clear()
+        self._failures.clear()
+        return tuple(dict.fromkeys((*failed, *hang)))
+
+    def replace(self, name: str) -> None:
+        """See `Fleet.replace`."""
+        before = self._workers[name]
+        try:
+            self._workers[name] = DeviceWorker(name, before.backend_name, before.options)
+        except ConfigurationError as error:
+            raise DeviceFailedError(f"cannot start anew: {error}") from error
+        self._dropped.discard(name)
+
+    def drop(self, names: Sequence[str]) -> None:
+        """See `Fleet.drop`."""
+        self._dropped.update(names)
 
     def counters(self) -> dict[str, Counters]:
         """See `Fleet.counters`."""
         return {name: self._workers[name].counters for name in self._used}
 
+    def start_trace(self) -> None:
+        """See `Fleet.start_trace`."""
+        for name in self._used:
+            self._workers[name].trace.start()
+
+    def recorded(self) -> dict[str, Recorded]:
+        """See `Fleet.recorded`."""
+        return {name: self._workers[name].trace.recorded() for name in self._used}
+
     def shutdown(self) -> None:
         """See `Fleet.shutdown`."""
         for worker in self._workers.values():
             worker.stop()
-        for thread in self._threads:
+        for thread in self._threads.values():
             thread.join(JOIN_SECONDS)
         self._threads.clear()
 
@@ -154,8 +202,15 @@ class InProcessFleet:
         """Declared devices keep the nodes of their own, so that a plan shows its real links."""
         return self.node if self._asked or spec.node is None else spec.node
 
-    def _run(self, worker: DeviceWorker, links: Links) -> None:
+    def _run(self, name: str, links: Links) -> None:
+        worker = self._workers[name]
         try:
             worker.run(links)
         except Exception as error:  # noqa: BLE001  # handed to the engine by `check`
-            self._failures.append(error)
+            if worker is self._workers[name]:  # and not one that hung and was replaced
+                self._failures[name] = error
+
+
+def _comes_from_another(error: Exception) -> bool:
+    """Whether it tells of a record that was late or wrong, not of the device itself."""
+    return isinstance(error, LinkError)

@@ -12,7 +12,6 @@ from raygraft.actors.records import encoded_size
 from raygraft.graph.capability import Limits, RegionSignature, Verdict
 from raygraft.graph.graph import Graph, Region, Subgraph
 from raygraft.graph.operators import Signature
-from raygraft.graph.step import Sampling
 from raygraft.graph.tensors import TensorInfo, WeightForm
 from raygraft.kernels.base import Description
 from raygraft.placement.plan import Plan, Transfer
@@ -20,6 +19,18 @@ from raygraft.placement.schedule import Schedule, schedule_of
 
 MAX_LOGIT_BIAS = 1024
 """Most biased ids of one request: a control record has room for them."""
+
+HEADER_SIZES = 6
+"""Counts at the beginning of a step header."""
+SAMPLING_FLOATS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+"""Sampling parameters that go into a step header for each row that is drawn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +118,10 @@ def control_bytes(limits: Limits, block_size: int) -> int:
     """Size of the largest step header."""
     rows, sequences = limits.max_rows, limits.max_sequences
     blocks = -(-limits.context // block_size)
-    arrays = [
-        *[((rows,), np.int32)] * 4,  # tokens, positions, sequence, logit rows
-        ((sequences, blocks), np.int32),
-        *[((rows + 1,), np.int64)] * 13,  # the sampling fields with one element per row
-        ((sequences * limits.context,), np.int32),  # histories
-        *[((sequences * MAX_LOGIT_BIAS,), np.int32)] * 2,
-    ]
-    assert len(Sampling.__dataclass_fields__) == 16
-    return encoded_size(arrays)
+    histories, biases = sequences * limits.context, sequences * MAX_LOGIT_BIAS
+    per_row = (
+        4 + 5
+    )  # tokens, positions, sequence, logit rows; top_k, logprobs, position, two starts
+    ints = HEADER_SIZES + rows * per_row + 2 + sequences * blocks + histories + biases
+    floats = rows * len(SAMPLING_FLOATS) + biases
+    return encoded_size([((ints,), np.int32), ((floats,), np.float32), ((rows,), np.int64)])

@@ -6,28 +6,20 @@ none of them waits for another. Everything else only reads, or happens before th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 
-from raygraft.actors.links import (
-    Inbox,
-    ObjectReceiver,
-    ObjectSender,
-    Outbox,
-    Receiver,
-    RingReceiver,
-    RingSender,
-    Sender,
-    allocate_ring,
-)
-from raygraft.actors.links.object import await_reply
+from raygraft.actors.ends import End, Opening, link_name, open_link
+from raygraft.actors.links import Inbox, Outbox, Receiver, Sender
 from raygraft.actors.part import Answers, Links, Part, Questions
 from raygraft.actors.records import Record
+from raygraft.actors.trace import Recorded, clock
 from raygraft.actors.worker import Counters, DeviceWorker
+from raygraft.graph.errors import LinkError
 from raygraft.graph.gguf_file import FileIdentity, MappedWeights, local_identity
 from raygraft.graph.tensors import (
     QuantizedTensor,
@@ -40,37 +32,6 @@ from raygraft.kernels.base import BackendOptions, Description
 from raygraft.kernels.verification.checks import CheckResult
 from raygraft.kernels.verification.trial import Trial
 from raygraft.placement.devices import ENGINE
-
-
-@dataclass(frozen=True, slots=True)
-class RingEnd:
-    """One end of a ring: its memory, as a reference in a list so that it is not resolved early."""
-
-    memory: list[Any]
-    slots: int
-    slot_bytes: int
-
-    def sender(self, name: str) -> RingSender:
-        return RingSender(ray.get(self.memory[0]), self.slots, self.slot_bytes, name)
-
-    def receiver(self, name: str) -> RingReceiver:
-        return RingReceiver(ray.get(self.memory[0]), self.slots, self.slot_bytes, name)
-
-
-def new_ring(slots: int, slot_bytes: int) -> RingEnd:
-    """A ring in the object store of this process's node."""
-    reference, _ = allocate_ring(slots, slot_bytes)
-    return RingEnd([reference], slots, slot_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class ActorEnd:
-    """The far end of an object link: the actor that records are delivered to."""
-
-    actor: Any
-
-    def sender(self, name: str) -> ObjectSender:
-        return ObjectSender(name, self.actor.deliver.remote, await_reply(name))
 
 
 class StoredWeights:
@@ -93,11 +54,6 @@ def _weights(
     stored: Mapping[str, Any],
 ) -> WeightSource:
     return MappedWeights(files, tensors) if files else StoredWeights(tensors, stored)
-
-
-def link_name(source: str, target: str) -> str:
-    """The name of the link between two devices, or the engine."""
-    return f"{source} to {target}"
 
 
 @ray.remote(num_cpus=0, concurrency_groups={"loop": 1, "arrivals": 1, "results": 1})
@@ -141,23 +97,29 @@ class RayDevice:
         """Run one check, with weights as in `load`."""
         return self._worker.check(trial, _weights(trial.check.tensors, files, stored))
 
-    def open_rings(self, sizes: Mapping[str, tuple[int, int]]) -> dict[str, RingEnd]:
-        """Make a ring for each source: (slots, bytes of a slot). Returns their other ends."""
-        rings = {source: new_ring(*size) for source, size in sizes.items()}
-        for source, ring in rings.items():
-            self._receivers[source] = ring.receiver(link_name(source, self._name))
-        return rings
+    def open_links(self, openings: Mapping[str, Opening]) -> dict[str, End | None]:
+        """Open the receiving end of the link from each source; what the sources need for theirs."""
+        ends: dict[str, End | None] = {}
+        for source, opening in openings.items():
+            if source in self._receivers:
+                self._receivers[source].close()
+            name = link_name(source, self._name)
+            self._receivers[source], ends[source] = open_link(opening, name, self._inbox)
+        return ends
 
-    def open_inbox(self, sources: tuple[str, ...]) -> None:
-        """Expect records of these sources by `deliver`."""
-        for source in sources:
-            self._receivers[source] = ObjectReceiver(link_name(source, self._name), self._inbox)
+    def connect(self, ends: Mapping[str, End | None]) -> dict[str, str]:
+        """Take the other ends of the links to each target; None is the engine's outbox.
 
-    def connect(self, ends: Mapping[str, RingEnd | ActorEnd | None]) -> None:
-        """Take the other ends of the links to each target; None is the engine's outbox."""
+        Returns the targets that cannot be reached, and why.
+        """
+        unreached = {}
         for target, end in ends.items():
-            name = link_name(self._name, target)
-            self._senders[target] = self._outbox if end is None else end.sender(name)
+            try:
+                name = link_name(self._name, target)
+                self._senders[target] = self._outbox if end is None else end.sender(name)
+            except LinkError as error:
+                unreached[target] = str(error)
+        return unreached
 
     @ray.method(concurrency_group="loop")
     def run(self) -> None:
@@ -165,6 +127,23 @@ class RayDevice:
         control = self._receivers[ENGINE]
         receivers = {name: end for name, end in self._receivers.items() if name != ENGINE}
         self._worker.run(Links(control, receivers, self._senders))
+
+    def pid(self) -> int:
+        """Its process, on its own machine."""
+        return os.getpid()
+
+    def stop(self) -> None:
+        """Make the resident loop return soon."""
+        self._worker.stop()
+
+    def close_links(self) -> None:
+        """Let go of all links, after the loop has ended."""
+        ends: list[Receiver | Sender] = [*self._receivers.values(), *self._senders.values()]
+        for end in ends:
+            end.close()
+        self._receivers.clear()
+        self._senders.clear()
+        self._inbox, self._outbox = Inbox(), Outbox(link_name(self._name, ENGINE))
 
     @ray.method(concurrency_group="arrivals")
     def deliver(self, link: str, sequence: int, record: Record) -> None:
@@ -179,6 +158,18 @@ class RayDevice:
     def counters(self) -> Counters:
         """What the device has done so far."""
         return self._worker.counters
+
+    def clock(self) -> tuple[str, float]:
+        """See `raygraft.actors.trace.clock`."""
+        return clock()
+
+    def start_trace(self) -> None:
+        """Record events from now on."""
+        self._worker.trace.start()
+
+    def recorded(self) -> Recorded:
+        """The events since then."""
+        return self._worker.trace.recorded()
 
 
 def raw_tensor(weights: MappedWeights, tensor: str) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -11,17 +13,9 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from raygraft.actors import cluster
 from raygraft.actors.fleet import Wires, profile_of, share_of_machine
-from raygraft.actors.links import PulledReceiver, Receiver, Sender
-from raygraft.actors.links.object import await_reply
-from raygraft.actors.part import Answers, Questions, control_bytes, part_of, transfer_bytes
-from raygraft.actors.ray_device import (
-    ActorEnd,
-    RayDevice,
-    RingEnd,
-    link_name,
-    new_ring,
-    raw_tensor,
-)
+from raygraft.actors.part import Answers, Questions, part_of
+from raygraft.actors.ray_device import RayDevice, raw_tensor
+from raygraft.actors.trace import Recorded, clock
 from raygraft.actors.verification import (
     DEADLINE,
     Progress,
@@ -29,11 +23,14 @@ from raygraft.actors.verification import (
     Withdrawals,
     verify_devices,
 )
+from raygraft.actors.wiring import Wiring, openings_of
 from raygraft.actors.worker import Counters
 from raygraft.graph.errors import (
     ClusterError,
+    ConfigurationError,
     DeviceFailedError,
     DeviceLostError,
+    LinkError,
     RaygraftError,
 )
 from raygraft.graph.gguf_file import MappedWeights, ModelFile
@@ -41,17 +38,21 @@ from raygraft.graph.graph import Graph
 from raygraft.kernels.base import BackendOptions, Description
 from raygraft.kernels.verification.checks import Check, CheckResult, Outcome
 from raygraft.kernels.verification.trial import Trial
-from raygraft.placement.costs import link_between
-from raygraft.placement.devices import ENGINE, DeviceProfile, DeviceSpec
+from raygraft.placement.devices import DeviceProfile, DeviceSpec
 from raygraft.placement.plan import Plan
-from raygraft.placement.schedule import ring_slots, used_devices
+from raygraft.placement.schedule import used_devices
 
 START_SECONDS = 120.0
 """Longest wait for actors to start and answer."""
 LOAD_SECONDS = 3600.0
 """Longest wait for weights: a large model from a slow disk takes its time."""
 STOP_SECONDS = 2.0
-CONTROL_SLOTS = 2
+END_SECONDS = 20.0
+"""How long a device may go on with what it computes before it is taken for hanging."""
+CLOCK_TRIPS = 20
+"""Round trips that compare two machines' clocks."""
+LOSS_SECONDS = 2.0
+"""How much later than a broken connection Ray may tell of the actor that died."""
 
 
 class RayFleet:
@@ -73,7 +74,10 @@ class RayFleet:
         self._answers: dict[str, tuple[Any, Questions, Answers]] = {}
         self._withdrawals = Withdrawals()
         self._loops: dict[Any, str] = {}
+        self._unloaded: set[str] = set()
+        """Devices that failed to load their part."""
         self._used: tuple[str, ...] = ()
+        self._ahead: dict[str, float] = {}
         try:
             living = cluster.nodes()
             self.node = next(node.name for node in living if node.id == cluster.own_node())
@@ -164,7 +168,8 @@ class RayFleet:
             for name, answers in self._ask(calls).items():
                 self._answers[name] = (self._actors[name], questions, answers)
         sharers: dict[str, int] = defaultdict(int)
-        for spec in self.specs:
+        there = [spec for spec in self.specs if spec.name in self._actors]
+        for spec in there:
             sharers[self._nodes[spec.name].id] += spec.memory is None
         return tuple(
             profile_of(
@@ -173,7 +178,7 @@ class RayFleet:
                 node=self._nodes[spec.name].name,
                 sharers=sharers[self._nodes[spec.name].id],
             )
-            for spec in self.specs
+            for spec in there
         )
 
     def _remembered(self, name: str, questions: Questions) -> Answers | None:
@@ -187,7 +192,8 @@ class RayFleet:
         self._used = used_devices(plan.stages)
         self._progress(f"loading weights on {', '.join(self._used)}")
         self._load_parts(plan, graph, model, epoch)
-        wires = self._connect(plan, graph)
+        wiring = Wiring(self._actors, self._ask, self._blame, self._progress)
+        wires = wiring.connect(openings_of(plan, graph, self.node))
         self._loops = {self._actors[name].run.remote(): name for name in self._used}
         return wires
 
@@ -203,81 +209,88 @@ class RayFleet:
             calls[name] = self._actors[name].load.remote(
                 part, model.files if has[name] else None, own
             )
-        self._ask(calls, LOAD_SECONDS)
+        try:
+            self._ask(calls, LOAD_SECONDS)
+        except RaygraftError:
+            self._unloaded.update(name for name, call in calls.items() if self._has_failed(call))
+            raise
 
     def _have_files(self, model: ModelFile, names: Sequence[str]) -> dict[str, bool]:
         """Which devices find the model's own files on their machine."""
         files = ray.put(model.files)
         return self._ask({name: self._actors[name].has_files.remote(files) for name in names})
 
-    def _connect(self, plan: Plan, graph: Graph) -> Wires:
-        """Open every link at the receiving end, then hand the sending ends out."""
-        size = (CONTROL_SLOTS, control_bytes(plan.limits, plan.block_size))
-        sizes: dict[str, dict[str, tuple[int, int]]] = {name: {} for name in self._used}
-        inboxes: dict[str, list[str]] = {name: [] for name in self._used}
-        for name in self._used:
-            if link_between(self.node, self._nodes[name].name) == "ring":
-                sizes[name][ENGINE] = size
-            else:
-                inboxes[name].append(ENGINE)
-        result_end: RingEnd | None = None
-        ends: dict[str, dict[str, RingEnd | ActorEnd | None]] = {name: {} for name in self._used}
-        for pair in dict.fromkeys((t.source, t.target, t.link) for t in plan.transfers):
-            source, target, link = pair
-            own = [t for t in plan.transfers if (t.source, t.target) == (source, target)]
-            nbytes = max(transfer_bytes(t, graph, plan.limits) for t in own)
-            ring = (ring_slots(plan, source, target), nbytes)
-            if target == ENGINE:
-                result_end = new_ring(*ring) if link == "ring" else None
-                ends[source][ENGINE] = result_end
-            elif link == "ring":
-                sizes[target][source] = ring
-            else:
-                inboxes[target].append(source)
-                ends[source][target] = ActorEnd(self._actors[target])
-        control = self._open(sizes, inboxes, ends)
-        return Wires(control, self._results(plan, result_end))
-
-    def _open(
-        self,
-        sizes: Mapping[str, Mapping[str, tuple[int, int]]],
-        inboxes: Mapping[str, Sequence[str]],
-        ends: Mapping[str, dict[str, RingEnd | ActorEnd | None]],
-    ) -> dict[str, Sender]:
-        """Make the receiving ends, give the sending ends to their actors; the engine's remain."""
-        names = self._used
-        self._ask({n: self._actors[n].open_inbox.remote(tuple(inboxes[n])) for n in names})
-        opened = self._ask({n: self._actors[n].open_rings.remote(sizes[n]) for n in names})
-        control: dict[str, Sender] = {}
-        for target, rings in opened.items():
-            name = link_name(ENGINE, target)
-            if ENGINE not in rings:
-                control[target] = ActorEnd(self._actors[target]).sender(name)
-            for source, ring in rings.items():
-                if source == ENGINE:
-                    control[target] = ring.sender(name)
-                else:
-                    ends[source][target] = ring
-        self._ask({n: self._actors[n].connect.remote(ends[n]) for n in names})
-        return control
-
-    def _results(self, plan: Plan, ring: RingEnd | None) -> Receiver:
-        source = next(t.source for t in plan.transfers if t.target == ENGINE)
-        name = link_name(source, ENGINE)
-        if ring is not None:
-            return ring.receiver(name)
-        return PulledReceiver(name, self._actors[source].take.remote, await_reply(name))
-
     def check(self) -> None:
         """See `Fleet.check`."""
-        if not self._loops:
-            return
-        ended, _ = ray.wait(list(self._loops), num_returns=len(self._loops), timeout=0)
-        errors = [self._end_of(self._loops[loop], loop) for loop in ended]
-        # A dead actor makes the links of others fail; it is the one to name.
-        errors.sort(key=lambda error: not isinstance(error, DeviceLostError))
+        errors = self._ends_of_loops()
+        deadline = time.monotonic() + LOSS_SECONDS
+        # A dead actor makes the links of others fail, sooner than Ray knows; it is the one to name.
+        while errors and isinstance(errors[0], LinkError) and time.monotonic() < deadline:
+            time.sleep(0.05)
+            errors = self._ends_of_loops()
         if errors:
             raise errors[0]
+
+    def _ends_of_loops(self) -> list[RaygraftError]:
+        """Why loops have ended, what explains most first."""
+        if not self._loops:
+            return []
+        ended, _ = ray.wait(list(self._loops), num_returns=len(self._loops), timeout=0)
+        errors = [self._end_of(self._loops[loop], loop) for loop in ended]
+        return sorted(
+            errors, key=lambda e: (not isinstance(e, DeviceLostError), isinstance(e, LinkError))
+        )
+
+    def end_loops(self) -> tuple[str, ...]:
+        """See `Fleet.end_loops`. Actors that cannot be used any more are killed."""
+        loops, self._loops = self._loops, {}
+        for name in loops.values():
+            self._actors[name].stop.remote()
+        ended, hanging = ray.wait(list(loops), num_returns=max(1, len(loops)), timeout=END_SECONDS)
+        lost = {loops[loop] for loop in hanging} | self._unloaded
+        self._unloaded.clear()
+        lost.update(loops[loop] for loop in ended if self._has_failed(loop))
+        calls = {n: a.close_links.remote() for n, a in self._actors.items() if n not in lost}
+        ray.wait(list(calls.values()), num_returns=max(1, len(calls)), timeout=END_SECONDS)
+        lost.update(name for name, call in calls.items() if self._has_failed(call))
+        self.drop(tuple(lost))
+        return tuple(sorted(lost))
+
+    def _has_failed(self, call: Any) -> bool:
+        """Whether a call did not end well, for another reason than a link."""
+        try:
+            ray.get(call, timeout=0.1)
+        except RayTaskError as error:
+            return not isinstance(error.cause, LinkError)
+        except (RayError, GetTimeoutError):
+            return True
+        return False
+
+    def replace(self, name: str) -> None:
+        """See `Fleet.replace`. It has to be on the node where it was."""
+        spec = next(spec for spec in self.specs if spec.name == name)
+        before = self._nodes[name]
+        try:
+            self._nodes[name] = cluster.find_node(spec.node, name, cluster.nodes())
+        except ConfigurationError as error:
+            raise ClusterError(str(error)) from error
+        if self._nodes[name].name != before.name:
+            raise ClusterError(f"device {name}: its node {before.address} is gone")
+        self._progress(f"starting device {name} anew")
+        self._ask({name: self._start_actor(spec)})
+
+    def drop(self, names: Sequence[str]) -> None:
+        """See `Fleet.drop`."""
+        for name in names:
+            if name in self._actors:
+                ray.kill(self._actors.pop(name))
+
+    def _blame(self) -> None:
+        """A link of the engine broke: wait a little for the device that explains it."""
+        deadline = time.monotonic() + LOSS_SECONDS
+        while time.monotonic() < deadline:
+            self.check()
+            time.sleep(0.05)
 
     def _end_of(self, name: str, loop: Any) -> RaygraftError:
         """Why a loop has ended."""
@@ -290,6 +303,34 @@ class RayFleet:
     def counters(self) -> dict[str, Counters]:
         """See `Fleet.counters`."""
         return self._ask({name: self._actors[name].counters.remote() for name in self._used})
+
+    def start_trace(self) -> None:
+        """See `Fleet.start_trace`."""
+        self._ahead = {name: self._clock_ahead(name) for name in self._used}
+        self._ask({name: self._actors[name].start_trace.remote() for name in self._used})
+
+    def recorded(self) -> dict[str, Recorded]:
+        """See `Fleet.recorded`."""
+        recorded = self._ask({name: self._actors[name].recorded.remote() for name in self._used})
+        return {
+            name: replace(own, ahead=self._ahead.get(name, 0.0)) for name, own in recorded.items()
+        }
+
+    def _clock_ahead(self, name: str) -> float:
+        """Seconds that the clock of a device's machine is ahead of this one's.
+
+        Exactly none on this machine; else to half of the shortest of some round trips.
+        """
+        best, ahead = float("inf"), 0.0
+        for _ in range(CLOCK_TRIPS):
+            here, began = clock()
+            there, said = self._ask({name: self._actors[name].clock.remote()})[name]
+            if here and here == there:
+                return 0.0
+            trip = clock()[1] - began
+            if trip < best:
+                best, ahead = trip, said - began - trip / 2
+        return ahead
 
     def shutdown(self) -> None:
         """See `Fleet.shutdown`."""

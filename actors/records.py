@@ -54,7 +54,8 @@ class Record:
     """One message between two actors.
 
     `tensors` are 1-D or 2-D, C-contiguous, of float32, float16, int32, int64 or uint8. `transfer`
-    says which transfer of the plan a DATA record belongs to; it is 0 in other kinds.
+    says which transfer of the plan a DATA record belongs to, in a STEP record how many half-batches
+    its round has.
     """
 
     kind: RecordKind

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +14,7 @@ from raygraft.actors.part import MAX_LOGIT_BIAS
 from raygraft.graph.builder import MAX_LOGPROBS
 from raygraft.graph.errors import RequestError
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class SamplingParams:
     """The same seed and request give the same tokens. None draws a seed."""
     max_tokens: int | None = 16
     """Most tokens to generate; None goes on to the end of the context."""
+    max_seconds: float | None = None
+    """The answer ends after so long, waiting included, with what is there."""
     logprobs: int | None = None
     """How many of the best log probabilities to report for each token."""
     stop: Sequence[str] = ()
@@ -61,6 +65,7 @@ class SamplingParams:
             "repeat_last_n": (self.repeat_last_n >= -1, "at least 0, or -1 for all"),
             "seed": (self.seed is None or 0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
             "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "at least 1"),
+            "max_seconds": (self.max_seconds is None or self.max_seconds > 0, "above 0"),
             "logprobs": (0 <= (self.logprobs or 0) <= MAX_LOGPROBS, f"from 0 to {MAX_LOGPROBS}"),
             "stop": (not isinstance(self.stop, str) and all(self.stop), "a list of texts"),
             "logit_bias": (len(self.logit_bias) <= MAX_LOGIT_BIAS, f"at most {MAX_LOGIT_BIAS} ids"),
@@ -91,9 +96,10 @@ class Token:
 
 @dataclass(eq=False, slots=True)
 class GeneratedSequence:
-    """A request on its way: its ids so far, and how many of them are in the cache."""
+    """A request on its way: its ids so far, and how many of them went into the cache."""
 
     number: int
+    """Requests are numbered as they come: the lower number is the older."""
     prompt: list[int]
     params: SamplingParams
     scoring: bool = False
@@ -101,18 +107,40 @@ class GeneratedSequence:
     ids: list[int] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
     computed: int = 0
-    pages: list[int] = field(default_factory=list)
+    """Ids that were sent to be computed; the last results may still be on their way."""
+    scored: int = 0
+    """Positions whose scores were asked for, where `scoring`."""
+    cached: int | None = None
+    """Ids of the prompt that another request had left in the cache; None before it first ran."""
+    pages: array[int] = field(default_factory=lambda: array("i"))
+    keys: list[bytes] = field(default_factory=list)
+    """Keys of its full pages, as far as they were needed."""
+    published: int = 0
+    """Pages that others may share."""
+    in_flight: int = 0
+    """Steps that contain it and have not come back."""
+    leaving: bool = False
+    """It is to be set aside as soon as its steps have come back."""
     finish_reason: FinishReason | None = None
     seed: int = 0
     limit: int = 0
     """Most ids that it may grow to."""
+    deadline: float | None = None
+    """On the monotonic clock."""
 
     def __post_init__(self) -> None:
         self.ids = list(self.prompt)
         given = self.params.seed
         self.seed = secrets.randbits(63) if given is None else given
+        if self.params.max_seconds is not None:
+            self.deadline = time.monotonic() + self.params.max_seconds
 
     @property
     def pending(self) -> int:
-        """Ids that are not in the cache yet."""
+        """Ids that are known and were not sent to be computed yet."""
         return len(self.ids) - self.computed
+
+    @property
+    def finished(self) -> bool:
+        """Whether it grows no more."""
+        return self.finish_reason is not None

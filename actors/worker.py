@@ -6,56 +6,21 @@ The worker knows nothing of Ray. An actor, or a thread, holds one and gives it i
 from __future__ import annotations
 
 import threading
-import time
-from dataclasses import dataclass
+from dataclasses import replace
 
-import numpy as np
-
-from raygraft.actors.links import Receiver, Sender
+from raygraft.actors.loop import Counters, LoadedUnit, ResidentLoop, regions_of
 from raygraft.actors.part import Answers, Links, Part, Questions
-from raygraft.actors.records import Record, RecordKind, describe
-from raygraft.graph.errors import (
-    ConfigurationError,
-    DeviceFailedError,
-    LinkError,
-    LinkFullError,
-    RaygraftError,
-)
+from raygraft.actors.trace import Trace
+from raygraft.graph.errors import ConfigurationError, DeviceFailedError, RaygraftError
 from raygraft.graph.graph import Subgraph
 from raygraft.graph.patterns import find_patterns
-from raygraft.graph.step import Step, step_from_arrays
 from raygraft.graph.tensors import WeightSource
 from raygraft.kernels import create_backend
-from raygraft.kernels.base import Array, BackendOptions, Description, Runner
+from raygraft.kernels.base import BackendOptions, Description
 from raygraft.kernels.verification.checks import CheckResult
 from raygraft.kernels.verification.trial import Trial, run_trial
-from raygraft.placement.plan import Transfer
-from raygraft.placement.schedule import StageTurn
 
-SLICE_SECONDS = 0.2
-"""How long one wait lasts before the loop looks whether it should stop."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """What a device has done so far. Times are in seconds."""
-
-    questions: int = 0
-    """How often it was asked what it can run."""
-    steps: int = 0
-    rows: int = 0
-    run_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    records_sent: int = 0
-    bytes_sent: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedUnit:
-    """A unit of a stage, ready to run."""
-
-    subgraph: Subgraph
-    runner: Runner
+__all__ = ["Counters", "DeviceWorker"]
 
 
 class DeviceWorker:
@@ -71,8 +36,11 @@ class DeviceWorker:
         except ConfigurationError as error:
             raise ConfigurationError(f"device {name}: {error}") from error
         self.counters = Counters()
+        self.trace = Trace()
         self._stopping = threading.Event()
         self._part: Part | None = None
+        self._loaded: Part | None = None
+        """The part whose weights are there, unless loading them has failed."""
         self._runners: dict[int, list[LoadedUnit]] = {}
 
     def describe(self) -> Description:
@@ -101,16 +69,25 @@ class DeviceWorker:
         try:
             return run_trial(self.backend, trial, weights)
         finally:
-            del self.backend  # two at once may be one too many for the hardware
-            self.backend = create_backend(self.backend_name, self.options)
+            self._renew_backend()
+
+    def _renew_backend(self) -> None:
+        del self.backend  # two at once may be one too many for the hardware
+        self.backend = create_backend(self.backend_name, self.options)
 
     def load(self, part: Part, weights: WeightSource) -> None:
         """Load the weights of a part of a plan, and make room for its cache.
 
         Raises DeviceFailedError when the backend fails.
         """
-        self._part = part
-        self._runners = {}
+        self._stopping.clear()
+        before, self._part, self._loaded = self._loaded, part, part
+        if before is not None and replace(before, epoch=part.epoch) == part:
+            return  # after a recovery: what the cache holds is written anew
+        self._loaded = None
+        if self._runners:  # another part: nothing is left of the one before
+            self._runners = {}
+            self._renew_backend()
         for number, subgraphs in part.subgraphs.items():
             try:
                 self._runners[number] = [
@@ -123,6 +100,7 @@ class DeviceWorker:
                 raise DeviceFailedError(
                     f"device {self.name} failed to load {where}: {type(error).__name__}: {error}"
                 ) from error
+        self._loaded = part
 
     def _load_unit(self, part: Part, subgraph: Subgraph, weights: WeightSource) -> LoadedUnit:
         runner = self.backend.load(subgraph, weights, part.limits)
@@ -135,87 +113,11 @@ class DeviceWorker:
         self._stopping.set()
 
     def run(self, links: Links) -> None:
-        """The resident loop: one turn of every stage for each step, until shut down.
-
-        Raises LinkError when a record is not the expected one, DeviceFailedError when the
-        backend fails.
-        """
-        while (record := self._receive(links.control)) is not None:
-            if record.kind is RecordKind.SHUTDOWN:
-                return
-            self._step(record, links)
-
-    def _step(self, header: Record, links: Links) -> None:
+        """The resident loop, until shut down. See `ResidentLoop.run`."""
         assert self._part is not None
-        step = step_from_arrays(header.tensors)
-        values: dict[str, Array] = {}
-        for turn in self._part.schedule.turns:
-            for transfer in turn.receive:
-                record = self._receive(links.receivers[transfer.source])
-                if record is None:
-                    return
-                self._check(record, header, transfer)
-                values.update(zip(transfer.values, record.tensors, strict=True))
-            values.update(self._run(turn, step, values))
-            for transfer in turn.send:
-                self._send(links.senders[transfer.target], header, transfer, values)
-            for name in turn.forget:
-                del values[name]
-        self.counters.steps += 1
-        self.counters.rows += step.rows
-
-    def _run(self, turn: StageTurn, step: Step, values: dict[str, Array]) -> dict[str, Array]:
-        began = time.perf_counter()
-        local = {name: values[name] for name in turn.stage.inputs}
-        try:
-            for unit in self._runners[turn.stage.number]:
-                inputs = {name: local[name] for name in unit.subgraph.inputs}
-                local.update(unit.runner.run(step, inputs))
-            outputs = {name: local[name] for name in turn.stage.outputs}
-        except Exception as error:
-            raise DeviceFailedError(
-                f"device {self.name} failed in {self._regions(turn.stage.number)}: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        self.counters.run_seconds += time.perf_counter() - began
-        return outputs
-
-    def _receive(self, receiver: Receiver) -> Record | None:
-        """The next record; None when the device is told to stop."""
-        began = time.perf_counter()
-        while not self._stopping.is_set():
-            record = receiver.receive(SLICE_SECONDS)
-            if record is not None:
-                self.counters.wait_seconds += time.perf_counter() - began
-                return record
-        return None
-
-    def _send(
-        self, sender: Sender, header: Record, transfer: Transfer, values: dict[str, Array]
-    ) -> None:
-        tensors = tuple(np.ascontiguousarray(values[name]) for name in transfer.values)
-        place = (header.epoch, header.step, header.half_batch, transfer.number)
-        record = Record(RecordKind.DATA, *place, tensors)
-        while not self._stopping.is_set():
-            try:
-                sender.send(record, SLICE_SECONDS)
-            except LinkFullError:
-                continue
-            self.counters.records_sent += 1
-            self.counters.bytes_sent += sum(tensor.nbytes for tensor in tensors)
-            return
-
-    def _check(self, record: Record, header: Record, transfer: Transfer) -> None:
-        expected = (header.epoch, header.step, header.half_batch, transfer.number)
-        found = (record.epoch, record.step, record.half_batch, record.transfer)
-        if found != expected:
-            raise LinkError(
-                f"device {self.name} expected transfer {transfer.number} of step {header.step} "
-                f"from {transfer.source}, found a {describe(record)}"
-            )
+        loop = ResidentLoop(self.name, self._part, self._runners, links, self.counters, self.trace)
+        loop.run(self._stopping)
 
     def _regions(self, number: int) -> str:
         assert self._part is not None
-        turns = self._part.schedule.turns
-        regions = next(turn.stage.regions for turn in turns if turn.stage.number == number)
-        return regions[0] if len(regions) == 1 else f"{regions[0]} to {regions[-1]}"
+        return regions_of(self._part, number)

@@ -1,4 +1,4 @@
-"""What it costs to hand a record from one actor to the next, four ways, on this machine.
+"""What it costs to hand a record from one actor to the next, several ways, on this machine.
 
     python bench/hops.py [--rows 1] [--columns 576] [--json]
 
@@ -8,6 +8,10 @@ and each figure is the median of the rounds' medians, in microseconds.
 
 - spinning: our ring, with both sides only ever spinning. The limit, while each has a core.
 - ring: our ring as it is used: spin, yield, sleep.
+- tcp: our sealed link between nodes, through an address that is not the loopback's.
+  For this and the sockets each actor is kept on a core of its own, as actors of two nodes would be.
+- socket: as many bytes through bare TCP sockets that block. What tcp is held against.
+- yielding socket: the same, but waiting as tcp does: it looks and yields in turns. Its limit.
 - object: records as arguments of an actor method, between the actors' resident loops.
 - call: a plain actor call that takes the record and returns it. It carries the record there and
   back, so a hop by plain calls is half of it; the ratio is given for both.
@@ -19,11 +23,13 @@ import argparse
 import itertools
 import json
 import os
+import socket
 import statistics
 import time
 from typing import Any
 
 import numpy as np
+import psutil
 import ray
 from rich.console import Console
 from rich.table import Table
@@ -36,18 +42,74 @@ from raygraft.actors.links import (
     RingReceiver,
     RingSender,
     Sender,
+    TcpReceiver,
+    TcpSender,
     allocate_ring,
+    new_secret,
 )
 from raygraft.actors.links.object import await_reply
 from raygraft.actors.records import Record, RecordKind, encoded_size
-from raygraft.kernels.waiting import SPIN_NS, YIELD_NS
+from raygraft.kernels.waiting import SPIN_NS, YIELD_NS, prepare_sockets, wait_until_ready
 
 SLOTS = 4
 BUDGETS = {"spinning": (3600 * 10**9, 0), "ring": (SPIN_NS, YIELD_NS)}
+WAYS = ("spinning", "ring", "tcp", "socket", "yielding socket", "object", "call")
+SOCKETS = ("tcp", "socket", "yielding socket")
 WARM_UP = 0.2  # the share of a round's hops that is not counted
 PATIENCE_S = 60.0
 
 _turns = itertools.count()
+
+
+def own_address() -> str:
+    """An address of this machine that is not the loopback's, if it has one."""
+    entries = [entry for found in psutil.net_if_addrs().values() for entry in found]
+    addresses = [entry.address for entry in entries if entry.family == socket.AF_INET]
+    return next((a for a in addresses if not a.startswith("127.")), "127.0.0.1")
+
+
+class SocketReceiver:
+    """The receiving end of a bare socket: bytes come, and stand for the record."""
+
+    def __init__(self, record: Record, yielding: bool) -> None:
+        self._record = record
+        self._buffer = memoryview(bytearray(record.nbytes()))
+        self._listener = socket.create_server((own_address(), 0))
+        self._connection: socket.socket | None = None
+        self._polled = np.zeros(1, [("descriptor", "i4"), ("events", "i2"), ("returned", "i2")])
+        self._yielding = yielding
+        self.address = self._listener.getsockname()
+        prepare_sockets()
+
+    def receive(self, timeout: float) -> Record | None:
+        if self._connection is None:
+            self._connection, _ = self._listener.accept()
+            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._polled["descriptor"], self._polled["events"] = self._connection.fileno(), 1
+        arrived = 0
+        while arrived < self._buffer.nbytes:
+            if self._yielding:
+                wait_until_ready(self._polled.ctypes.data, int(timeout * 1e9), YIELD_NS)
+            arrived += self._connection.recv_into(self._buffer[arrived:])
+        return self._record
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+class SocketSender:
+    """The sending end of a bare socket."""
+
+    def __init__(self, record: Record, address: tuple[str, int]) -> None:
+        self._bytes = bytes(record.nbytes())
+        self._connection = socket.create_connection(address)
+        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, record: Record, timeout: float) -> None:
+        self._connection.sendall(self._bytes)
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 @ray.remote(num_cpus=0, concurrency_groups={"loop": 1, "links": 1})
@@ -70,6 +132,26 @@ class Node:
     def join_objects(self, arriving: str, leaving: str, successor: Any) -> None:
         self.receiver = ObjectReceiver(arriving, self.inbox)
         self.sender = ObjectSender(leaving, successor.deliver.remote, await_reply(leaving))
+
+    @ray.method(concurrency_group="loop")  # type: ignore[untyped-decorator]
+    def stay_on(self, cores: set[int]) -> None:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cores)  # this thread, in which all of the group runs
+
+    @ray.method(concurrency_group="loop")  # type: ignore[untyped-decorator]
+    def listen(self, way: str, record: Record, secret: bytes) -> tuple[str, int]:
+        if way == "tcp":
+            self.receiver = TcpReceiver("circle", own_address(), secret, record.nbytes())
+        else:
+            self.receiver = SocketReceiver(record, way == "yielding socket")
+        return self.receiver.address
+
+    @ray.method(concurrency_group="loop")  # type: ignore[untyped-decorator]
+    def dial(self, way: str, record: Record, secret: bytes, address: tuple[str, int]) -> None:
+        if way == "tcp":
+            self.sender = TcpSender("circle", address, secret, record.nbytes(), SLOTS)
+        else:
+            self.sender = SocketSender(record, address)
 
     @ray.method(concurrency_group="links")  # type: ignore[untyped-decorator]
     def deliver(self, link: str, sequence: int, record: Record) -> None:
@@ -135,11 +217,22 @@ class Circle:
     def _join(self, way: str) -> None:
         count = len(self.nodes)
         successors = [(index, (index + 1) % count) for index in range(count)]
+        cores = range(os.cpu_count() or 1)
+        apart = way in SOCKETS
+        for index, node in enumerate(self.nodes):
+            ray.get(node.stay_on.remote({cores[index % len(cores)]} if apart else set(cores)))
         if way == "object":
             number = next(_turns)  # an inbox counts records by link name: never use one twice
             names = [f"{number}-{index}" for index in range(count)]
             joining = [
                 self.nodes[index].join_objects.remote(names[index], names[after], self.nodes[after])
+                for index, after in successors
+            ]
+        elif way in SOCKETS:
+            given = (way, self.record, new_secret())
+            addresses = ray.get([node.listen.remote(*given) for node in self.nodes])
+            joining = [
+                self.nodes[index].dial.remote(*given, addresses[after])
                 for index, after in successors
             ]
         else:
@@ -161,7 +254,7 @@ def measure(record: Record, repeats: int, rounds: int) -> list[dict[str, Any]]:
     for _ in range(repeats):
         for count in (2, 3):
             circle = Circle(nodes[:count], record)
-            for way in ("spinning", "ring", "object", "call"):
+            for way in WAYS:
                 # More spinning sides than cores wait for whole time slices: a few rounds suffice.
                 crowded = way == "spinning" and count > (os.cpu_count() or 1)
                 share = {"object": 5, "call": 5}.get(way, 40 if crowded else 1)
@@ -174,20 +267,24 @@ def measure(record: Record, repeats: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """A ring's hop against a plain call, and against half of one, for each number of actors."""
+    """A ring's hop against a plain call, and half of one; tcp's against bare sockets'."""
     median = {(row["actors"], row["way"]): row["median_us"] for row in rows}
     found = {}
     for count in sorted({row["actors"] for row in rows}):
         ratio = median[count, "ring"] / median[count, "call"]
         found[f"ring_to_call_{count}_actors"] = ratio
         found[f"ring_to_half_a_call_{count}_actors"] = 2 * ratio
+        for way in ("socket", "yielding socket"):
+            name = f"tcp_to_{way.replace(' ', '_')}_{count}_actors"
+            found[name] = median[count, "tcp"] / median[count, way]
     return found
 
 
 def show(result: dict[str, Any]) -> None:
     console = Console()
     for name, ratio in result["ratios"].items():
-        console.print(f"{name.replace('_', ' ')}: [bold]{ratio:.3f}[/bold] (wanted: below 0.1)")
+        wanted = "at most 3" if name.startswith("tcp") else "below 0.1"
+        console.print(f"{name.replace('_', ' ')}: [bold]{ratio:.3f}[/bold] (wanted: {wanted})")
     table = Table(title=f"us a hop, {result['record_bytes']} bytes, {result['cores']} cores")
     for heading in ("actors", "way", "median", "least", "most", "of a call"):
         table.add_column(heading, justify="left" if heading == "way" else "right")

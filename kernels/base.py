@@ -42,6 +42,19 @@ class Description:
     """Libraries that compute, with their versions."""
 
 
+@dataclass(frozen=True, slots=True)
+class NativeRun:
+    """A way to compute steps without Python: a C function `void(int64 job, int64 step)`.
+
+    Values are float32 `[rows, width]` at fixed addresses; inputs are put there before a call.
+    """
+
+    function: int
+    job: int
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+
+
 class Runner(ABC):
     """A loaded subgraph, ready to run steps."""
 
@@ -60,6 +73,17 @@ class Runner(ABC):
         outputs, in the same form. Arrays handed in are only read, and may be overwritten by the
         caller after the call returns.
         """
+
+    def native(self) -> NativeRun | None:
+        """How to run it without Python, where that is possible. After `allocate_state`."""
+        return None
+
+    def describe_step(self, step: Step) -> int:
+        """The address that a native run takes as its step, for all runners of the backend.
+
+        What it points to lives until eight more steps are described.
+        """
+        raise NotImplementedError
 
 
 class Backend(ABC):

@@ -33,7 +33,8 @@ from typing import Any, TypeVar, overload
 import llvmlite
 import numba
 import psutil
-from numba.core import caching
+from numba.core import caching, sigutils
+from numba.core.ccallback import CFunc
 
 from raygraft.kernels.cache_folder import cache_path
 
@@ -74,6 +75,26 @@ def compiled(
         return dispatcher
 
     return decorate if function is None else decorate(function)
+
+
+def c_function(function: Callable[..., Any], signature: str) -> int:
+    """Address of a function compiled for callers in C, from the same cache; it is never freed.
+
+    `signature` is Numba's, such as "void(int64, int64)".
+    """
+    arguments, result = sigutils.normalize_signature(signature)
+    options: dict[str, Any] = {"nopython": True}
+    made: Any = CFunc(function, (arguments, result), locals={}, options=options)
+    try:
+        made._cache = _ContentCache(function, options | {"c": signature}, ())
+    except (OSError, RuntimeError) as error:
+        _log.warning("%s is compiled without a cache: %s", function.__qualname__, error)
+    made.compile()
+    _c_functions.append(made)
+    return int(made.address)
+
+
+_c_functions: list[Any] = []
 
 
 def content_key(files: list[Path]) -> str:

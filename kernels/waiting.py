@@ -1,4 +1,4 @@
-"""Waiting for a counter in shared memory, without the GIL and without burning a core.
+"""Waiting for a counter in shared memory, or a socket, without the GIL or burning a core.
 
 A wait goes through three phases: it spins (the answer is a microsecond away), gives its core to
 whoever else wants it (`sched_yield`), then sleeps in the kernel until the other side wakes it (a
@@ -61,6 +61,7 @@ _PAUSE = {
 _WORD = ir.IntType(64)
 yield_core = types.ExternalFunction("sched_yield", types.int32())
 _usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
+_poll = types.ExternalFunction("poll", types.int32(types.intp, types.uint64, types.int32))
 
 
 # The intrinsics take addresses as int64; numba gives them (typing context, argument types) and
@@ -125,7 +126,7 @@ def _seconds_and_nanoseconds(builder: Any, seconds: Any, nanoseconds: Any) -> An
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _now_ns(typing_context: Any) -> Any:
+def now_ns(typing_context: Any) -> Any:
     """The monotonic clock in nanoseconds, by libc's `clock_gettime`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -171,15 +172,15 @@ def wait_for_change(
         return True
     if timeout_ns <= 0:
         return False
-    begin = _now_ns()
+    begin = now_ns()
     spin_end = begin + min(spin_ns, timeout_ns)
-    while _now_ns() < spin_end:
+    while now_ns() < spin_end:
         for _ in range(_SPINS_PER_CHECK):
             if load_acquire(counter) != seen:
                 return True
             pause()
     yield_end = begin + min(spin_ns + yield_ns, timeout_ns)
-    while _now_ns() < yield_end:
+    while now_ns() < yield_end:
         yield_core()
         if load_acquire(counter) != seen:
             return True
@@ -189,7 +190,7 @@ def wait_for_change(
 @compiled(nogil=True)
 def _sleep_until_changed(counter: int, seen: int, sleeping: int, end: int) -> bool:
     nap = _NAP_US
-    left = end - _now_ns()
+    left = end - now_ns()
     while left > 0:
         store_release(sleeping, 1)
         full_fence()  # say "I sleep" before the last look, as `publish` stores before it looks
@@ -202,7 +203,7 @@ def _sleep_until_changed(counter: int, seen: int, sleeping: int, end: int) -> bo
             nap = min(2 * nap, _LONGEST_NAP_US)
         if load_acquire(counter) != seen:
             break
-        left = end - _now_ns()
+        left = end - now_ns()
     store_release(sleeping, 0)
     changed: bool = load_acquire(counter) != seen
     return changed
@@ -215,6 +216,25 @@ def publish(counter: int, value: int, sleeping: int) -> None:
     full_fence()
     if HAS_FUTEX and load_acquire(sleeping) != 0:
         _futex(counter, _FUTEX_WAKE, _EVERY_WAITER, 0, 0)
+
+
+@compiled(nogil=True)
+def wait_until_ready(polled: int, timeout_ns: int, yield_ns: int) -> bool:
+    """Wait for a socket: until `poll` has something to say about the `struct pollfd` at an address.
+
+    False after `timeout_ns`; a signal may end the wait earlier, with True. The GIL is not held.
+    """
+    if _poll(polled, 1, 0) != 0:
+        return True
+    begin = now_ns()
+    yield_end = begin + min(yield_ns, timeout_ns)
+    while now_ns() < yield_end:
+        yield_core()
+        if _poll(polled, 1, 0) != 0:
+            return True
+    left = begin + timeout_ns - now_ns()
+    ready: bool = left > 0 and _poll(polled, 1, left // 1_000_000 + 1) != 0
+    return ready
 
 
 @compiled(nogil=True)
@@ -231,3 +251,11 @@ def prepare() -> None:
     counter, sleeping = words.ctypes.data, words.ctypes.data + 8
     publish(counter, 1, sleeping)
     wait_for_change(counter, load(counter), sleeping, 1_000, 0, 0)
+
+
+@functools.cache
+def prepare_sockets() -> None:
+    """As `prepare`, for `wait_until_ready`."""
+    # A negative file descriptor is passed over: there is nothing to say about it.
+    polled = np.array([-1, 0], np.int32)
+    wait_until_ready(polled.ctypes.data, 1_000, 500)

@@ -132,7 +132,7 @@ def _cheapest_hops(
         node = node_of[arrival[2]]
         best[node] = min(arrival, best.get(node, arrival))
     cost, number, name = min(best.values())
-    ring, far = (costs.hop_seconds(link, nbytes) for link in ("ring", "object"))
+    ring, far = (costs.hop_seconds(link, nbytes) for link in ("ring", "tcp"))
     near = {node: (found[0] + ring, found[1], found[2]) for node, found in best.items()}
     return near, (cost + far, number, name)
 

@@ -60,7 +60,7 @@ class Transfer:
     row_bytes: int
     """Bytes for each row of the step, headers apart."""
     link: str
-    """ "ring" on one node, "object" between nodes."""
+    """ "ring" on one node, "tcp" between nodes."""
 
 
 @dataclass(frozen=True, slots=True)

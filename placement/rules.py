@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raygraft.graph.errors import ConfigurationError
 from raygraft.graph.graph import Graph
@@ -173,3 +173,16 @@ def apply_rules(
             else:
                 placed[operator] = applied
     return Constraints(placed, forbidden, tuple(together))
+
+
+def without_devices(rules: Sequence[AnyRule], missing: Collection[str]) -> tuple[AnyRule, ...]:
+    """What is left of rules when devices are missing; one that names no other device goes."""
+    left: list[AnyRule] = []
+    for rule in rules:
+        if isinstance(rule, Rule):
+            devices = tuple(name for name in rule.devices if name not in missing)
+            if devices:
+                left.append(replace(rule, devices=devices))
+        else:
+            left.append(rule)
+    return tuple(left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 from raygraft.placement.devices import ENGINE
 from raygraft.placement.plan import Plan, Stage, Transfer
@@ -66,16 +67,36 @@ def schedule_of(plan: Plan, device: str) -> Schedule:
     return Schedule(device, tuple(turns))
 
 
-def ring_slots(plan: Plan, source: str, target: str) -> int:
-    """Slots that a ring needs so that no send of a step ever waits for room.
+def most_half_batches(plan: Plan) -> int:
+    """How many half-batches keep the busiest device of a plan at work: more would only queue.
+
+    While it computes one of them, the others are on the other devices: as many as a step's time
+    is longer than the busiest device's share of it, and at most one for each device.
+    """
+    busiest = max(use.seconds_per_token for use in plan.devices)
+    used = len(used_devices(plan.stages))
+    return max(1, min(used, ceil(plan.seconds_per_token / busiest))) if busiest else used
+
+
+def control_slots(half_batches: int) -> int:
+    """Slots for step headers so that none waits for room.
+
+    The first half-batch of a round may be back before a device takes the headers of the others,
+    and then those of the next round follow.
+    """
+    return 2 * half_batches
+
+
+def ring_slots(plan: Plan, source: str, target: str, half_batches: int = 1) -> int:
+    """Slots that a ring needs so that no send ever waits for room.
 
     A record has surely been taken when something the sending stage depends on ran after it was
-    received. What is left is the most records that can be on their way at once; waiting for room
-    instead could close a circle of waits.
+    received. What is left is the most records of a step that can be on their way at once; waiting
+    for room instead could close a circle of waits. Each half-batch in flight is a step.
     """
     own = [t for t in plan.transfers if (t.source, t.target) == (source, target)]
     if target == ENGINE:
-        return max(1, len(own))
+        return max(1, len(own)) * half_batches
     taken_at = {
         t.number: turn.stage.number
         for turn in schedule_of(plan, target).turns
@@ -88,7 +109,7 @@ def ring_slots(plan: Plan, source: str, target: str) -> int:
         known = before[transfer.source_stage]
         taken = sum(taken_at[earlier.number] in known for earlier in own[:position])
         most = max(most, position + 1 - taken)
-    return most
+    return most * half_batches
 
 
 def _stages_before(plan: Plan) -> list[set[int]]:

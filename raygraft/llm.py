@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 from raygraft.actors.engine import Engine
+from raygraft.actors.engine_thread import EngineThread
 from raygraft.actors.fleet import Fleet
 from raygraft.actors.in_process import InProcessFleet
-from raygraft.actors.request import GeneratedSequence, SamplingParams
+from raygraft.actors.part import Questions
+from raygraft.actors.recovery import OnLoss, Recovery
+from raygraft.actors.request import SamplingParams
+from raygraft.actors.timeline import Timeline, timeline_of
 from raygraft.actors.verification import Results
-from raygraft.completion import Chunk, Completion, Writer
+from raygraft.completion import Answer, Chunk, Completion
 from raygraft.configuration import Device, Place, parse_devices, parse_rules
 from raygraft.demo_model import demo_model_path
 from raygraft.graph.architectures import build_graph
@@ -22,9 +26,9 @@ from raygraft.graph.capability import Limits
 from raygraft.graph.errors import ModelFileError, RequestError
 from raygraft.graph.gguf_file import ModelFile
 from raygraft.graph.graph import Graph
-from raygraft.placement.devices import DeviceSpec
+from raygraft.placement.devices import ENGINE, DeviceSpec
 from raygraft.placement.plan import Plan
-from raygraft.placement.rules import AnyRule
+from raygraft.placement.rules import AnyRule, without_devices
 from raygraft.planning import check_early, plan_on, with_named_regions, with_overrides
 from raygraft.text import ChatTemplate, Tokenizer
 from raygraft.verification import verify_on
@@ -59,6 +63,10 @@ class Timings:
     """Time of a step outside of all stages, per hop: links, waiting and the engine's own work."""
     device_busy: dict[str, float]
     """Device -> share of the stepping time that it computed."""
+    cached_tokens: int
+    """Of all prompts: what the cache held already."""
+    half_batches: int
+    """Steps that shared the devices with another one in flight."""
 
 
 class Model:
@@ -99,7 +107,10 @@ class LLM:
     maps selectors to devices, the last that matches wins; `regions` names regions of your own, as
     name -> selector; `override_tensor` takes llama.cpp's option. `address` joins a running Ray
     cluster. `verify` checks what the devices claim before the plan is made, and warns of what they
-    fail in (WithdrawnWarning). `runtime="in-process"` runs the devices as threads without Ray.
+    fail in (WithdrawnWarning). At most `max_queue` requests wait. `half_batches` go through the
+    devices at once, or as many as pay. `on_loss` says what happens when a device dies: it is
+    started anew, or the plan is made without it, or all requests fail. `runtime="in-process"` runs
+    the devices as threads without Ray.
     """
 
     def __init__(
@@ -116,6 +127,9 @@ class LLM:
         max_sequences: int = MAX_SEQUENCES,
         max_rows: int = MAX_ROWS,
         cache_type: str = "f32",
+        max_queue: int | None = None,
+        half_batches: int | None = None,
+        on_loss: OnLoss = "replace",
         verify: bool = False,
         progress: Progress = _silent,
     ) -> None:
@@ -138,29 +152,39 @@ class LLM:
                 self.verification = verify_on(
                     fleet, graph, limits=limits, model=self.model.file, progress=progress
                 )
-            self.plan: Plan
-            self.plan, self.graph, _ = plan_on(
-                fleet,
-                graph,
-                rules,
-                limits=limits,
-                context=ctx_size,
-                model=self.model.file.path.name,
-            )
+
+            def replan() -> tuple[Plan, Graph]:
+                """Over the devices that are there."""
+                names = {profile.name for profile in fleet.profiles(Questions(graph, limits))}
+                missing = {spec.name for spec in specs} - names
+                plan, found, _ = plan_on(
+                    fleet,
+                    graph,
+                    without_devices(rules, missing),
+                    limits=limits,
+                    context=ctx_size,
+                    model=self.model.file.path.name,
+                )
+                return plan, found
+
+            plan, planned = replan()
             self.tokenizer = self.model.tokenizer
             self._template = ChatTemplate.for_tokenizer(self.tokenizer)
             self._engine = Engine(
-                self.plan,
-                self.graph,
+                plan,
+                planned,
                 self.model.file,
                 fleet,
                 end_of_generation=self.tokenizer.end_of_generation,
+                max_queue=max_queue,
+                half_batches=half_batches,
             )
+            recovery = Recovery(self._engine, on_loss, replan)
+            self._thread = EngineThread(self._engine, recovery)
         except BaseException:
             fleet.shutdown()
             raise
         self._fleet = fleet
-        self._writers: dict[GeneratedSequence, Writer] = {}
         self._load_seconds = time.perf_counter() - began
 
     def __enter__(self) -> Self:
@@ -174,9 +198,24 @@ class LLM:
     ) -> None:
         self.close()
 
+    @property
+    def engine_thread(self) -> EngineThread:
+        """What takes token ids and hands out tokens, without any text: for measurements."""
+        return self._thread
+
+    @property
+    def plan(self) -> Plan:
+        """Which device computes what, as it is now."""
+        return self._engine.plan
+
+    @property
+    def graph(self) -> Graph:
+        """The model's regions, with those that the devices have found."""
+        return self._engine.graph
+
     def close(self) -> None:
         """End all devices, and the Ray that was started for them."""
-        self._engine.shutdown()
+        self._thread.shutdown()
 
     def generate(
         self,
@@ -187,33 +226,40 @@ class LLM:
 
         Raises RequestError for a prompt that cannot be served, before any is computed.
         """
-        params = params or SamplingParams()
         many: list[Prompt] = [prompts] if _is_one(prompts) else list(prompts)  # type: ignore[list-item, arg-type]
-        writers: list[Writer] = []
+        answers = [self._answer(prompt, params) for prompt in many]
         try:
-            for prompt in many:
-                writers.append(self._start(prompt, params))
-            while any(writer.sequence.finish_reason is None for writer in writers):
-                self._step()
-            return [writer.completion() for writer in writers]
+            self._thread.start([answer.request for answer in answers])
+            return [answer.wait() for answer in answers]
         finally:
-            for writer in writers:
-                self._end(writer)
+            for answer in answers:
+                answer.cancel()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        notify: Callable[[], None] = lambda: None,
+    ) -> Answer:
+        """Start to answer one prompt, and do not wait for it. Any thread may call this.
+
+        `notify` is called on the engine's thread when a chunk has come, and at the end. Raises
+        RequestError, QueueFullError.
+        """
+        answer = self._answer(prompt, params, notify)
+        self._thread.start([answer.request])
+        return answer
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None
     ) -> Generator[Chunk, None, Completion]:
         """Answer one prompt, token by token; closing the generator ends the answer."""
-        writer = self._start(prompt, params or SamplingParams())
+        answer = self.submit(prompt, params)
         try:
-            while writer.unread or writer.sequence.finish_reason is None:
-                while writer.unread:
-                    yield writer.unread.popleft()
-                if writer.sequence.finish_reason is None:
-                    self._step()
-            return writer.completion()
+            yield from answer
+            return answer.completion()
         finally:
-            self._end(writer)
+            answer.cancel()
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """A conversation as token ids, by the model's own chat template."""
@@ -232,13 +278,13 @@ class LLM:
         Token id -> log probability, best first.
         """
         params = SamplingParams(temperature=0, logprobs=SCORES)
-        sequence = self._engine.add(token_ids, params, scoring=True)
+        request = self._thread.request(token_ids, params, scoring=True)
         try:
-            while sequence.finish_reason is None:
-                self._step()
+            self._thread.start([request])
+            request.wait()
         finally:
-            self._engine.cancel(sequence)
-        return [token.top_logprobs for token in sequence.tokens]
+            request.cancel()
+        return [token.top_logprobs for token in request.sequence.tokens]
 
     def timings(self) -> Timings:
         """Speeds and hops so far."""
@@ -255,30 +301,33 @@ class LLM:
             bytes_per_hop=sum(transfer.row_bytes for transfer in self.plan.transfers) / hops,
             hop_us=max(0.0, 1e6 * _rate(outside, steps * hops)),
             device_busy={name: _rate(c.run_seconds, total) for name, c in counters.items()},
+            cached_tokens=self._engine.scheduler.cached_tokens,
+            half_batches=t.half_batches,
         )
+
+    def start_trace(self) -> None:
+        """Record from now on what the engine and each device do when."""
+        self._fleet.start_trace()
+        self._engine.trace.start()
+
+    def timeline(self) -> Timeline:
+        """What was recorded since `start_trace`."""
+        tracks = {ENGINE: self._engine.trace.recorded(), **self._fleet.recorded()}
+        return timeline_of(self.plan, tracks)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
-    def _start(self, prompt: Prompt, params: SamplingParams) -> Writer:
+    def _answer(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        notify: Callable[[], None] = lambda: None,
+    ) -> Answer:
         if not isinstance(prompt, str) and not all(isinstance(token, int) for token in prompt):
             raise RequestError(f"a prompt is a text or a list of token ids, not {prompt!r}")
-        sequence = self._engine.add(self._encode(prompt), replace(params))
-        writer = Writer(sequence, self.tokenizer)
-        self._writers[sequence] = writer
-        return writer
-
-    def _step(self) -> None:
-        """One step of the engine; its tokens go to the answers that they belong to."""
-        for output in self._engine.step():
-            writer = self._writers.get(output.sequence)
-            if writer is not None and writer.push(output.token):
-                self._engine.cancel(output.sequence)
-                output.sequence.finish_reason = "stop"
-
-    def _end(self, writer: Writer) -> None:
-        self._engine.cancel(writer.sequence)
-        self._writers.pop(writer.sequence, None)
+        ids, params = self._encode(prompt), params or SamplingParams()
+        return Answer(self._thread, ids, params, self.tokenizer, notify)
 
 
 def _is_one(prompts: Prompt | Sequence[Prompt]) -> bool:

@@ -31,6 +31,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_model_with_room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a context of 2,048 tokens."""
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny") / "room.gguf", context=2048)
+
+
+@pytest.fixture(scope="session")
 def tiny_graph(tiny_model: Path) -> Graph:
     return build_graph(ModelFile.open(tiny_model))
 

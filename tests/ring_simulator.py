@@ -1,19 +1,27 @@
 """A plan's schedules as coroutines over bounded queues, in an order that the test chooses."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from raygraft.placement.devices import ENGINE
-from raygraft.placement.plan import Plan
-from raygraft.placement.schedule import ring_slots, schedule_of, used_devices
+from raygraft.placement.plan import Plan, Transfer
+from raygraft.placement.schedule import (
+    StageTurn,
+    control_slots,
+    ring_slots,
+    schedule_of,
+    used_devices,
+)
 
 Pair = tuple[str, str]
 Action = tuple[str, Pair, Any]
 """("send" or "receive", (source, target), what is sent)."""
 Choice = Callable[[Sequence[str]], str]
 """Which of the devices that can go on does so."""
+Rounds = Sequence[Sequence[bool]]
+"""For each round its half-batches: whether they have rows."""
 
 
 class DeadlockError(AssertionError):
@@ -31,17 +39,22 @@ class Simulation:
 
 
 def simulate(
-    plan: Plan, choose: Choice, *, steps: int = 2, slots: Callable[[Pair], int] | None = None
+    plan: Plan,
+    choose: Choice,
+    *,
+    rounds: Rounds = ((True,), (True,)),
+    slots: Callable[[Pair], int] | None = None,
 ) -> Simulation:
-    """Run some steps. Raises DeadlockError, or AssertionError when a device lacks a value."""
+    """Run some rounds. Raises DeadlockError, or AssertionError when a device lacks a value."""
+    most = max(map(len, rounds))
     devices = used_devices(plan.stages)
     pairs = dict.fromkeys((transfer.source, transfer.target) for transfer in plan.transfers)
-    room = {pair: slots(pair) if slots else ring_slots(plan, *pair) for pair in pairs}
-    room |= {(ENGINE, device): steps for device in devices}
+    room = {pair: slots(pair) if slots else ring_slots(plan, *pair, most) for pair in pairs}
+    room |= {(ENGINE, device): control_slots(most) for device in devices}
     rings: dict[Pair, deque[Any]] = {pair: deque() for pair in room}
     result = Simulation({pair: [] for pair in room}, {pair: [] for pair in room})
-    running = {name: _device(plan, name, steps) for name in devices}
-    running[ENGINE] = _engine(plan, devices, steps)
+    running = {name: _device(plan, name, rounds) for name in devices}
+    running[ENGINE] = _engine(plan, devices, rounds)
     pending = {name: next(actor) for name, actor in running.items()}
 
     def can_go_on(name: str) -> bool:
@@ -71,33 +84,63 @@ def simulate(
     return result
 
 
-def _device(plan: Plan, name: str, steps: int) -> Iterator[Action]:
+def _device(plan: Plan, name: str, rounds: Rounds) -> Iterator[Action]:
     """What a device's resident loop does, without computing."""
     schedule = schedule_of(plan, name)
-    for step in range(steps):
-        yield "receive", (ENGINE, name), None
-        values: set[str] = set()
+    values: dict[int, set[str]] = {}
+    for halves in rounds:
+        steps: list[tuple[int, bool]] = []
         for turn in schedule.turns:
-            for transfer in turn.receive:
-                record = yield "receive", (transfer.source, name), None
-                assert record == (step, transfer.number), f"{name} expected {transfer}"
-                assert values.isdisjoint(transfer.values), f"{name} has {transfer.values} already"
-                values.update(transfer.values)
-            assert values.issuperset(turn.stage.inputs), f"{turn.stage} has only {values}"
-            values.update(turn.stage.outputs)
-            for transfer in turn.send:
-                assert values.issuperset(transfer.values)
-                yield "send", (name, transfer.target), (step, transfer.number)
-            assert values.issuperset(turn.forget)
-            values.difference_update(turn.forget)
-        assert not values, f"{name} never forgets {values}"
+            for index in range(len(halves)):
+                if len(steps) == index:
+                    steps.append((yield "receive", (ENGINE, name), None))
+                    values.setdefault(steps[-1][0], set())
+                step, has_rows = steps[index]
+                if has_rows:
+                    yield from _turn(turn, name, step, values)
+        for step, _ in steps:
+            left = values.pop(step)
+            assert not left, f"{name} never forgets {left}"
 
 
-def _engine(plan: Plan, devices: Sequence[str], steps: int) -> Iterator[Action]:
-    for step in range(steps):
-        for name in devices:
-            yield "send", (ENGINE, name), step
-        for transfer in plan.transfers:
-            if transfer.target == ENGINE:
-                record = yield "receive", (transfer.source, ENGINE), None
-                assert record == (step, transfer.number)
+def _turn(
+    turn: StageTurn, name: str, step: int, values: dict[int, set[str]]
+) -> Generator[Action, Any, None]:
+    """A half-batch's turn; records of others that come before the wanted ones are put aside."""
+    own = values[step]
+    for transfer in turn.receive:
+        while transfer.values[0] not in own:
+            found, number, names = yield "receive", (transfer.source, name), None
+            assert found != step or number == transfer.number, f"{name} expected {transfer}"
+            assert values.setdefault(found, set()).isdisjoint(names), f"{name} has {names} already"
+            values[found].update(names)
+    assert own.issuperset(turn.stage.inputs), f"{turn.stage} has only {own}"
+    own.update(turn.stage.outputs)
+    for transfer in turn.send:
+        assert own.issuperset(transfer.values)
+        yield "send", (name, transfer.target), (step, transfer.number, transfer.values)
+    assert own.issuperset(turn.forget)
+    own.difference_update(turn.forget)
+
+
+def _engine(plan: Plan, devices: Sequence[str], rounds: Rounds) -> Iterator[Action]:
+    """Headers in turn, each as soon as the half-batch's last result is back."""
+    (result,) = (transfer for transfer in plan.transfers if transfer.target == ENGINE)
+    in_flight: deque[tuple[int, int]] = deque()
+    step = 0
+    for halves in rounds:
+        for index, has_rows in enumerate(halves):
+            while any(other == index for _, other in in_flight):
+                yield from _result(result, in_flight)
+            for name in devices:
+                yield "send", (ENGINE, name), (step, has_rows)
+            if has_rows:
+                in_flight.append((step, index))
+            step += 1
+    while in_flight:
+        yield from _result(result, in_flight)
+
+
+def _result(transfer: Transfer, in_flight: deque[tuple[int, int]]) -> Generator[Action, Any, None]:
+    step, number, _ = yield "receive", (transfer.source, ENGINE), None
+    assert (step, number) == (in_flight.popleft()[0], transfer.number)

@@ -3,6 +3,7 @@
 | file | reaches | how |
 |---|---|---|
 | `ring.py` | actors of one node | slots in the object store's shared memory |
+| `tcp.py` | actors of other nodes | a TCP connection each, sealed (`sealing.py`) |
 | `object.py` | any node, and the driver | actor methods, order restored by sequence numbers |
 | `local.py` | one process | a queue, for tests and trials |
 
@@ -25,6 +26,8 @@ from raygraft.actors.links.ring import (
     format_ring,
     ring_bytes,
 )
+from raygraft.actors.links.sealing import new_secret
+from raygraft.actors.links.tcp import TcpReceiver, TcpSender
 
 __all__ = [
     "Inbox",
@@ -38,8 +41,11 @@ __all__ = [
     "RingReceiver",
     "RingSender",
     "Sender",
+    "TcpReceiver",
+    "TcpSender",
     "allocate_ring",
     "format_ring",
     "local_link",
+    "new_secret",
     "ring_bytes",
 ]

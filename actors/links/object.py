@@ -1,4 +1,4 @@
-"""The link between nodes: records go as arguments or results of actor methods.
+"""The link that goes wherever Ray goes: records are arguments or results of actor methods.
 
 To an actor they are pushed: the sender calls a method of the receiving actor, which puts the
 record into that actor's `Inbox`. Ray may run such calls in another order than they were made in, so

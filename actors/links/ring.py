@@ -111,10 +111,26 @@ class _RingEnd:
         stride = _stride(slot_bytes)
         begins = (_CONTROL_LINES * _LINE + index * stride for index in range(slots))
         self._slot_views = [view[begin : begin + slot_bytes] for begin in begins]
+        self._first_slot, self._stride = address + _CONTROL_LINES * _LINE, stride
         self._buffer: Bytes | None = buffer  # the memory lives as long as this
         prepare()
         self._sent: int = load(self._sent_word)
         self._taken: int = load(self._taken_word)
+
+    @property
+    def layout(self) -> tuple[int, ...]:
+        """For compiled code: addresses of the words of lines 1 to 4, first slot, stride, slots."""
+        words = (self._sent_word, self._taken_word, self._sender_sleeps, self._receiver_sleeps)
+        return (*words, self._first_slot, self._stride, self._slots)
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Records sent and taken, as far as this end knows."""
+        return self._sent, self._taken
+
+    @counts.setter
+    def counts(self, counts: tuple[int, int]) -> None:
+        self._sent, self._taken = counts
 
     def close(self) -> None:
         self._slot_views = []

@@ -29,11 +29,9 @@ from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
 from raygraft.kernels.cpu.products import MULTIPLY_ROWS
 from raygraft.kernels.cpu.vector import (
     add,
-    call,
     exponential,
     get,
     get_double,
-    get_integer,
     larger,
     largest,
     load,
@@ -42,8 +40,8 @@ from raygraft.kernels.cpu.vector import (
     splat,
     store,
     total,
-    word,
 )
+from raygraft.kernels.raw import call, get_integer, word
 
 _KEYS = 128  # positions between two looks at the maximum
 _MOST_ROWS = 48  # query rows that are worked on at once, if one row has not more heads

@@ -20,7 +20,7 @@ from raygraft.kernels.cpu.formats import FORMATS
 from raygraft.kernels.cpu.lanes import has_feature
 from raygraft.kernels.cpu.packed_cache import cached
 from raygraft.kernels.cpu.packing import pack, packed_bytes
-from raygraft.kernels.cpu.runner import CpuRunner, CurrentStep, angles
+from raygraft.kernels.cpu.runner import CpuRunner, DescribedSteps, angles
 from raygraft.kernels.cpu.team import Team
 from raygraft.kernels.host import describe_host, processor_name
 from raygraft.kernels.reference.backend import OPERATORS, READABLE
@@ -44,7 +44,7 @@ class CpuBackend(Backend):
                 "use backend=reference there"
             )
         self._team = Team(options.threads)
-        self._current = CurrentStep()
+        self._steps = DescribedSteps()
         self._source: WeightSource | None = None
         self._loaded: dict[WeightSlice, Weight] = {}
         self._tables: dict[object, Floats] = {}
@@ -76,7 +76,7 @@ class CpuBackend(Backend):
             self._source, self._loaded, self._tables = weights, {}, {}
         own = {op.name: self._weights_of(op, weights) for op in subgraph.operators}
         tables = {op.name: self._table(op, own[op.name], limits) for op in _ropes(subgraph)}
-        return CpuRunner(subgraph, own, tables, self._team, self._current, limits)
+        return CpuRunner(subgraph, own, tables, self._team, self._steps, limits)
 
     def _table(self, op: Operator, weights: dict[str, Weight], limits: Limits) -> Floats:
         """The angles of a `rope`; those that turn alike share a table."""

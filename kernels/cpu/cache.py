@@ -19,7 +19,6 @@ from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
 from raygraft.kernels.cpu.vector import (
     get,
     get_half,
-    get_integer,
     load_halves,
     load_signed,
     multiply,
@@ -28,8 +27,8 @@ from raygraft.kernels.cpu.vector import (
     put_half,
     splat,
     store,
-    word,
 )
+from raygraft.kernels.raw import get_integer, word
 
 CACHE_CODES = {"f32": 0, "f16": 1, "q8_0": 2}
 F32, F16, Q8_0 = CACHE_CODES.values()

@@ -45,5 +45,6 @@ COLUMNS, WIDTH, TILES, MULTIPLY = (OWN + 8 * place for place in range(4))
     TOKENS,
     RUNS,
     RUN_COUNT,
-) = (8 * place for place in range(10))
-STEP_WORDS = 10
+    FEW,
+) = (8 * place for place in range(11))
+STEP_WORDS = 11

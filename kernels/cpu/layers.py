@@ -15,10 +15,8 @@ from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
 from raygraft.kernels.cpu.matmul import silu_times
 from raygraft.kernels.cpu.vector import (
     add,
-    call,
     fused,
     get,
-    get_integer,
     load,
     multiply,
     put,
@@ -27,6 +25,7 @@ from raygraft.kernels.cpu.vector import (
     swap_pairs,
     total,
 )
+from raygraft.kernels.raw import call, get_integer
 
 
 @compiled(nogil=True)

@@ -31,7 +31,6 @@ from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
 from raygraft.kernels.cpu.products import DOT_ROWS, MULTIPLY_ROWS, MULTIPLY_TILES, WIDEN
 from raygraft.kernels.cpu.vector import (
     add,
-    call,
     divide,
     exponential,
     get,
@@ -41,8 +40,8 @@ from raygraft.kernels.cpu.vector import (
     splat,
     store,
     total,
-    word,
 )
+from raygraft.kernels.raw import call, word
 
 UNIT = MULTIPLY_TILES
 """Tiles that are computed together."""

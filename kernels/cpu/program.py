@@ -14,7 +14,8 @@ from raygraft.kernels.cpu.attention import attend
 from raygraft.kernels.cpu.cache import KV_HEADS, write_cache
 from raygraft.kernels.cpu.matmul import UNIT, prepare_sums, product_tiles
 from raygraft.kernels.cpu.products import WIDEN
-from raygraft.kernels.cpu.vector import fetch_add, get_double, word
+from raygraft.kernels.cpu.vector import get_double
+from raygraft.kernels.raw import fetch_add, word
 from raygraft.kernels.waiting import load_acquire, pause, yield_core
 
 _SPINS = 100

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,44 +14,46 @@ from raygraft.graph.errors import ConfigurationError
 from raygraft.graph.graph import Subgraph
 from raygraft.graph.rotary import RotaryEmbedding
 from raygraft.graph.step import Step
-from raygraft.kernels.base import Array, Runner, Values
-from raygraft.kernels.cpu import attention, instructions, matmul
+from raygraft.kernels.base import Array, NativeRun, Runner, Values
+from raygraft.kernels.cpu import attention, matmul
 from raygraft.kernels.cpu.assembly import Assembler, Cache, Floats, Weight
 from raygraft.kernels.cpu.cache import CacheLayout
 from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
 from raygraft.kernels.cpu.packing import PackedWeight
 from raygraft.kernels.cpu.products import DOT_ROWS
-from raygraft.kernels.cpu.team import Team
+from raygraft.kernels.cpu.team import Team, job_function
 from raygraft.kernels.reference.sampling import sample
 
+_REMEMBERED = 8
 _LONGEST_RUN = 16
 """Rows of a sequence that one thread attends with at a time."""
 
 
-class CurrentStep:
-    """The numbers and addresses that describe a step to programs, made once for all stages."""
+class DescribedSteps:
+    """The numbers and addresses that describe steps to programs, made once for all stages."""
 
     def __init__(self) -> None:
-        self._step: Step | None = None
-        self._arrays: Sequence[NDArray[np.int32]] = ()
-        self.words = np.zeros(instructions.STEP_WORDS, np.int64)
-        self.few = False
-        """Whether it has few rows, each of another sequence."""
+        self._latest: deque[tuple[Step, NDArray[np.int64], list[Any]]] = deque(maxlen=_REMEMBERED)
 
     def describe(self, step: Step) -> NDArray[np.int64]:
-        """The description; what it points to lives until the next step is described."""
-        if step is not self._step:
-            names = ("positions", "sequence", "block_tables", "logit_rows", "tokens")
-            arrays = [np.ascontiguousarray(getattr(step, name), np.int32) for name in names]
-            arrays.append(_runs(arrays[0], arrays[1]))
-            positions, sequence, tables, wanted, tokens, runs = (a.ctypes.data for a in arrays)
-            self.words[:] = (
+        """The description; what it points to lives until so many more are made."""
+        for known, words, _ in self._latest:
+            if known is step:
+                return words
+        names = ("positions", "sequence", "block_tables", "logit_rows", "tokens")
+        arrays = [np.ascontiguousarray(getattr(step, name), np.int32) for name in names]
+        runs = _runs(arrays[0], arrays[1])
+        few = len(runs) == step.rows <= DOT_ROWS
+        positions, sequence, tables, wanted, tokens = (array.ctypes.data for array in arrays)
+        words = np.array(
+            (
                 step.rows, positions, sequence, tables, arrays[2].shape[1], wanted,
-                len(arrays[3]), tokens, runs, len(arrays[5]),
-            )  # fmt: skip
-            self._step, self._arrays = step, arrays
-            self.few = len(arrays[5]) == step.rows <= DOT_ROWS
-        return self.words
+                len(arrays[3]), tokens, runs.ctypes.data, len(runs), few,
+            ),
+            np.int64,
+        )  # fmt: skip
+        self._latest.append((step, words, [*arrays, runs]))
+        return words
 
 
 def _runs(positions: NDArray[np.int32], sequence: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -76,21 +80,21 @@ class CpuRunner(Runner):
         weights: Mapping[str, Mapping[str, Weight]],
         tables: Mapping[str, Floats],
         team: Team,
-        current: CurrentStep,
+        steps: DescribedSteps,
         limits: Limits,
     ) -> None:
         """`weights` holds each operator's weights by role, `tables` the angles of each `rope`.
 
-        `team` and `current` are shared by all runners of a device.
+        `team` and `steps` are shared by all runners of a device.
         """
         self._subgraph = subgraph
         self._values = subgraph.values
         self._weights = weights
         self._team = team
-        self._current = current
+        self._steps = steps
         self._cache_type = limits.cache_type
         self._caches: dict[str, Cache] = {}
-        self._programs: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._job: NDArray[np.int64] | None = None
         self._sampling = [op for op in subgraph.operators if op.kind == "sample"]
         self._compiled = [op for op in subgraph.operators if op.kind != "sample"]
         sampled = [name for op in self._sampling for name in op.inputs]
@@ -115,27 +119,44 @@ class CpuRunner(Runner):
                 self._caches[op.name] = Cache(
                     layout, _zeros(pages * layout.keys_page), _zeros(pages * layout.values_page)
                 )
-        self._programs = None
+        self._job = None
 
     def run(self, step: Step, inputs: Values) -> dict[str, Array]:
         """Compute one step."""
-        if self._programs is None:
-            many, few = (self._assembler.assemble(self._caches, few) for few in (False, True))
-            self._programs = many, few
+        job = self._assembled()
         buffers = self._assembler.buffers
         for name in self._subgraph.inputs:
             if name in buffers:
                 buffers[name][: len(inputs[name])] = inputs[name]
-        words = self._current.describe(step)
-        program = self._programs[self._current.few]
-        if len(program):
-            self._team.run(program, words)
+        self._team.run(job, self._steps.describe(step))
         found: dict[str, Array] = {**inputs}
         for name in self._kept:
             found[name] = buffers[name][: self._rows(name, step)]
         for op in self._sampling:
             found.update(zip(op.outputs, sample(found[op.inputs[0]], step.sampling), strict=True))
         return {name: found[name] for name in self._subgraph.outputs}
+
+    def native(self) -> NativeRun | None:
+        """How to run it without Python; None for a subgraph that samples, which NumPy does."""
+        buffers = self._assembler.buffers
+        names = (*self._subgraph.inputs, *self._subgraph.outputs)
+        if self._sampling or not all(name in buffers for name in names):
+            return None
+        inputs, outputs = (
+            {name: int(buffers[name].ctypes.data) for name in some}
+            for some in (self._subgraph.inputs, self._subgraph.outputs)
+        )
+        return NativeRun(job_function(), int(self._assembled().ctypes.data), inputs, outputs)
+
+    def describe_step(self, step: Step) -> int:
+        """See `Runner.describe_step`."""
+        return int(self._steps.describe(step).ctypes.data)
+
+    def _assembled(self) -> NDArray[np.int64]:
+        if self._job is None:
+            programs = (self._assembler.assemble(self._caches, few) for few in (False, True))
+            self._job = self._team.job_of(*programs)
+        return self._job
 
     def _rows(self, value: str, step: Step) -> int:
         return len(step.logit_rows) if self._values[value].rows == "logits" else step.rows

@@ -6,6 +6,7 @@ waits for the next job as links wait for records (spin, yield, sleep), runs its 
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 
@@ -13,9 +14,11 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from raygraft.kernels.compiled import compiled
+from raygraft.kernels.compiled import c_function, compiled
+from raygraft.kernels.cpu.instructions import FEW
 from raygraft.kernels.cpu.products import multiply_functions
 from raygraft.kernels.cpu.program import run_share
+from raygraft.kernels.raw import put_word, word
 from raygraft.kernels.waiting import (
     SPIN_NS,
     YIELD_NS,
@@ -58,6 +61,31 @@ def _wake_all(shared: int, threads: int) -> None:
         publish(shared + _GENERATION, generation, shared + _SLEEPING + _LINE * thread)
 
 
+@compiled(nogil=True)
+def run_job(job: int, step: int) -> None:
+    """Run the program of a job (see `Team.job_of`) that suits a step. One caller at a time."""
+    own = job + 16 if word(step + FEW) else job
+    program, count = word(own), word(own + 8)
+    counters, shared = word(job + 32), word(job + 40)
+    for number in range(count):
+        put_word(counters + 8 * number, 0)
+    put_word(shared + _JOB, program)
+    put_word(shared + _JOB + 8, count)
+    put_word(shared + _JOB + 16, step)
+    put_word(shared + _JOB + 24, counters)
+    _work(shared, word(job + 48), 0, word(job + 56))
+
+
+@functools.cache
+def job_function() -> int:
+    """Address of `run_job` for callers in C."""
+    return c_function(_run_job, "void(int64, int64)")
+
+
+def _run_job(job: int, step: int) -> None:
+    run_job(job, step)
+
+
 class Team:
     """The threads of one device. They end with the object."""
 
@@ -67,9 +95,8 @@ class Team:
         self._words = np.zeros((lines + 1) * _LINE // 8, np.int64)
         address = self._words.ctypes.data
         self._shared = -(-address // _LINE) * _LINE
-        self._job = self._words[(self._shared + _JOB - address) // 8 :]
         self._scratch: list[NDArray[np.uint8]] = []
-        self._counters = np.zeros(0, np.int64)
+        self._kept: list[NDArray[np.int64]] = []
         self._started = False
         self._finish = weakref.finalize(self, _stop, self._words, self._shared, threads)
 
@@ -79,23 +106,27 @@ class Team:
         if not self._scratch or len(self._scratch[0]) < scratch_bytes:
             self._scratch = [np.empty(scratch_bytes, np.uint8) for _ in range(self.threads)]
 
-    def run(self, program: NDArray[np.int64], step: NDArray[np.int64]) -> None:
-        """Run a program `[instructions, fields]` on all threads. One caller at a time."""
+    def job_of(self, many: NDArray[np.int64], few: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What `run` takes: two programs `[instructions, fields]`, and what they run with."""
         if not self._started:
             self._start()
-        self._job[0] = program.ctypes.data
-        self._job[1] = len(program)
-        self._job[2] = step.ctypes.data
-        if len(self._counters) < len(program):
-            self._counters = np.zeros(len(program), np.int64)
-        self._counters[: len(program)] = 0
-        self._job[3] = self._counters.ctypes.data
-        _work(self._shared, self._scratch[0].ctypes.data, 0, self.threads)
+        counters = np.zeros(max(len(many), len(few)) or 1, np.int64)
+        self._kept += [many, few, counters]
+        scratch = self._scratch[0].ctypes.data
+        programs = (many.ctypes.data, len(many), few.ctypes.data, len(few))
+        return np.array(
+            [*programs, counters.ctypes.data, self._shared, scratch, self.threads], np.int64
+        )
+
+    def run(self, job: NDArray[np.int64], step: NDArray[np.int64]) -> None:
+        """Run a job's program for a step on all threads. One caller at a time."""
+        run_job(job.ctypes.data, step.ctypes.data)
 
     @staticmethod
     def prepare() -> None:
         """Compile what every run needs, or load it from the cache (20 s and 0.4 s)."""
         _work.compile(types.void(*[types.int64] * 4))  # type: ignore[attr-defined]
+        run_job.compile(types.void(types.int64, types.int64))  # type: ignore[attr-defined]
         multiply_functions()
 
     def _start(self) -> None:

@@ -1,4 +1,4 @@
-"""Sixteen float lanes as one value of Numba code, raw memory, and calls of generated code.
+"""Sixteen float lanes as one value of Numba code, and single floats in raw memory.
 
 Numba vectorises scalar loops only by luck; here a vector is a type of its own, LLVM's `<16 x
 float>` (see `lanes.py`). Addresses are plain integers in bytes; nothing is checked.
@@ -11,15 +11,15 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from raygraft.kernels.cpu.lanes import LANES, constant, declared
+from raygraft.kernels.raw import load_at, reader, store_at, writer
 
 _F32 = ir.FloatType()
 _F64 = ir.DoubleType()
 _VECTOR = ir.VectorType(_F32, LANES)
-_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_I8, _I32 = ir.IntType(8), ir.IntType(32)
 _INTEGERS = ir.VectorType(_I32, LANES)
 
 
@@ -109,20 +109,12 @@ exponential = _lane_wise("exponential", 1, _exponential, "e to the power of each
 swap_pairs = _lane_wise("swap_pairs", 1, _swap, "Each lane for its neighbour.")
 
 
-def _load(builder: Any, address: Any, kind: Any, align: int = 1) -> Any:
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align, typ=kind)
-
-
-def _store(builder: Any, address: Any, value: Any, align: int = 1) -> None:
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=align)
-
-
 @intrinsic  # type: ignore[untyped-decorator]
 def load(typing_context: Any, address: Any) -> Any:
     """16 floats at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _load(builder, arguments[0], _VECTOR)
+        return load_at(builder, arguments[0], _VECTOR)
 
     return vector(types.int64), generate
 
@@ -132,7 +124,7 @@ def store(typing_context: Any, address: Any, value: Any) -> Any:
     """Write 16 floats to an address."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _store(builder, *arguments)
+        store_at(builder, *arguments)
         return context.get_dummy_value()
 
     return types.void(types.int64, vector), generate
@@ -143,7 +135,7 @@ def load_halves(typing_context: Any, address: Any) -> Any:
     """16 float16 at an address, widened."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        halves = _load(builder, arguments[0], ir.VectorType(ir.HalfType(), LANES))
+        halves = load_at(builder, arguments[0], ir.VectorType(ir.HalfType(), LANES))
         return builder.fpext(halves, _VECTOR)
 
     return vector(types.int64), generate
@@ -154,7 +146,7 @@ def load_signed(typing_context: Any, address: Any) -> Any:
     """16 signed bytes at an address, as floats."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        values = _load(builder, arguments[0], ir.VectorType(_I8, LANES))
+        values = load_at(builder, arguments[0], ir.VectorType(_I8, LANES))
         return builder.sitofp(builder.sext(values, _INTEGERS), _VECTOR)
 
     return vector(types.int64), generate
@@ -208,68 +200,9 @@ def largest(typing_context: Any, a: Any) -> Any:
     return types.float32(vector), generate
 
 
-def _reader(kind: Any, result: Any, doc: str, widen: str = "") -> Any:
-    """An intrinsic that reads one number at an address."""
-
-    def read(typing_context: Any, address: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            value = _load(builder, arguments[0], kind)
-            if not widen:
-                return value
-            return getattr(builder, widen)(value, context.get_value_type(result))
-
-        return result(types.int64), generate
-
-    read.__doc__ = doc
-    return intrinsic(read)
-
-
-def _writer(kind: Any, value_type: Any, doc: str, narrow: str = "") -> Any:
-    """An intrinsic that writes one number to an address."""
-
-    def write(typing_context: Any, address: Any, value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            address, value = arguments
-            _store(builder, address, getattr(builder, narrow)(value, kind) if narrow else value)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, value_type), generate
-
-    write.__doc__ = doc
-    return intrinsic(write)
-
-
-get = _reader(_F32, types.float32, "One float at an address.")
-get_double = _reader(_F64, types.float64, "One double-precision float at an address.")
-get_half = _reader(ir.HalfType(), types.float32, "One float16 at an address.", "fpext")
-word = _reader(_I64, types.int64, "One int64 at an address.")
-get_integer = _reader(_I32, types.int64, "One int32 at an address.", "sext")
-put = _writer(_F32, types.float32, "Write one float.")
-put_half = _writer(ir.HalfType(), types.float32, "Write one float as float16.", "fptrunc")
-put_byte = _writer(_I8, types.int64, "Write the lowest byte of an integer.", "trunc")
-put_word = _writer(_I64, types.int64, "Write one int64.")
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def fetch_add(typing_context: Any, address: Any, amount: Any) -> Any:
-    """Add to the int64 at an address as one indivisible step; what was there before."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = builder.inttoptr(arguments[0], _I64.as_pointer())
-        return builder.atomic_rmw("add", pointer, arguments[1], "acq_rel")
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def call(typing_context: Any, function: Any, arguments: Any) -> Any:
-    """Call generated code at an address with a tuple of int64."""
-    count = len(arguments)
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [_I64] * count)
-        given = cgutils.unpack_tuple(builder, values[1], count)
-        builder.call(builder.inttoptr(values[0], kind.as_pointer()), given)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.UniTuple(types.int64, count)), generate
+get = reader(_F32, types.float32, "One float at an address.")
+get_double = reader(_F64, types.float64, "One double-precision float at an address.")
+get_half = reader(ir.HalfType(), types.float32, "One float16 at an address.", "fpext")
+put = writer(_F32, types.float32, "Write one float.")
+put_half = writer(ir.HalfType(), types.float32, "Write one float as float16.", "fptrunc")
+put_byte = writer(_I8, types.int64, "Write the lowest byte of an integer.", "trunc")

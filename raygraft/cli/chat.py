@@ -40,6 +40,7 @@ def chat(
     override_tensor: o.OverrideOption = None,
     threads: o.ThreadsOption = None,
     address: o.AddressOption = None,
+    on_loss: o.OnLossOption = "replace",
     as_json: o.JsonOption = False,
 ) -> None:
     """Talk with a model, by its own chat template.
@@ -66,6 +67,7 @@ def chat(
             override_tensor=settings.override_tensor,
             address=address,
             ctx_size=ctx_size,
+            on_loss=on_loss,
             progress=say,
         )
     opening = [{"role": "system", "content": system}] if system else []

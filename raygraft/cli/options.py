@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from raygraft.actors.recovery import OnLoss
 from raygraft.configuration import (
     Configuration,
     parse_devices,
@@ -111,6 +112,15 @@ VerifyOption = Annotated[
         "--verify",
         help="First check what the devices claim, as `raygraft verify` does, and plan without "
         "what fails.",
+        rich_help_panel=_PLACES,
+    ),
+]
+OnLossOption = Annotated[
+    OnLoss,
+    typer.Option(
+        "--on-loss",
+        help="When a device dies: start it anew, plan without it, or fail. Answers go on with the "
+        "same tokens.",
         rich_help_panel=_PLACES,
     ),
 ]

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from raygraft.actors.request import SamplingParams
+from raygraft.actors.timeline import check_path
 from raygraft.cli import options as o
 from raygraft.cli.report import err, out, plan_line, print_plan, progress
 from raygraft.completion import Completion
@@ -48,9 +49,19 @@ def run(
     threads: o.ThreadsOption = None,
     address: o.AddressOption = None,
     verify: o.VerifyOption = False,
+    on_loss: o.OnLossOption = "replace",
     show_plan: Annotated[
         bool, typer.Option("--show-plan", help="Print the plan above the answer.")
     ] = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--trace",
+            metavar="FILE",
+            help="Write a timeline of the answer: who computed, waited and sent what when. "
+            "FILE.json opens in https://ui.perfetto.dev, FILE.parquet holds the same as rows.",
+        ),
+    ] = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Answer one prompt. Without -m, a small demo model is fetched and used.
@@ -61,6 +72,8 @@ def run(
     --place kind:attention=a --place kind:ffn=b
     """
     text = _prompt(prompt, file)
+    if trace is not None:
+        check_path(trace)
     params = SamplingParams(
         temperature=temp,
         top_k=top_k,
@@ -84,18 +97,23 @@ def run(
             address=address,
             ctx_size=ctx_size,
             verify=verify,
+            on_loss=on_loss,
             progress=say,
         )
     with llm:
+        if trace is not None:
+            llm.start_trace()
         if as_json:
             completion = llm.generate(text, params)[0]
             print(json.dumps(_document(llm, completion), ensure_ascii=False, indent=1))
+            _write_timeline(llm, trace)
             return
         if show_plan:
             print_plan(llm.plan, llm.graph)
             out.print()
         _print_answer(llm, text, params)
         _print_timings(llm.timings(), plan_line(llm.plan))
+        _write_timeline(llm, trace)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
@@ -126,6 +144,18 @@ def _print_timings(timings: Timings, line: str) -> None:
         style="dim",
         soft_wrap=True,
     )
+
+
+def _write_timeline(llm: LLM, path: Path | None) -> None:
+    if path is None:
+        return
+    timeline = llm.timeline()
+    timeline.write(path)
+    said = f"{path}: {len(timeline.events)} events"
+    dropped = [f"{count} of {track}" for track, count in timeline.dropped.items() if count]
+    if dropped:
+        said += f"; the oldest had to go: {', '.join(dropped)}"
+    err.print(said, style="dim", soft_wrap=True, markup=False)
 
 
 def _document(llm: LLM, completion: Completion) -> dict[str, object]:

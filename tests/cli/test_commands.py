@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cli.command_line import Command
 
-COMMANDS = ("run", "chat", "plan", "regions", "devices", "verify")
+COMMANDS = ("run", "chat", "plan", "regions", "devices", "verify", "bench")
 CUT = ("--device", "a:threads=1", "--device", "b:threads=1")
 RULES = ("--place", "kind:attention=a", "--place", "kind:ffn=b")
 
@@ -80,7 +80,7 @@ def test_plan_of_devices_on_other_nodes(raygraft: Command, tiny_model: Path) -> 
     """A declared plan shows the links of the cluster, not of the machine that it is made on."""
     devices = ("--device", "a:node=host=box-a", "--device", "b:node=host=box-b")
     plan = json.loads(raygraft("plan", "-m", tiny_model, *devices, *RULES, "--json").out)
-    assert {transfer["link"] for transfer in plan["transfers"]} == {"object"}
+    assert {transfer["link"] for transfer in plan["transfers"]} == {"tcp"}
     assert [use["node"] for use in plan["devices"]] == ["host=box-a", "host=box-b"]
 
 

@@ -71,4 +71,4 @@ def test_plan_reads_it(tiny_model: Path) -> None:
     plan = json.loads(done.stdout)
     assert plan["asked"] is False
     assert [use["device"] for use in plan["devices"]] == ["head", "attention", "feed-forward"]
-    assert {transfer["link"] for transfer in plan["transfers"]} == {"object"}
+    assert {transfer["link"] for transfer in plan["transfers"]} == {"tcp"}

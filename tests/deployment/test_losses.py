@@ -27,10 +27,10 @@ def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def answering(model: Path) -> Iterator[subprocess.Popen[str]]:
+def answering(model: Path, *more: object) -> Iterator[subprocess.Popen[str]]:
     """A `raygraft run` in the middle of its answer."""
     process = start(
-        *(COMMANDS / "raygraft", "run", "-m", model, *ENDLESS, *CUT),
+        *(COMMANDS / "raygraft", "run", "-m", model, *ENDLESS, *CUT, *more),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -42,8 +42,8 @@ def answering(model: Path) -> Iterator[subprocess.Popen[str]]:
         end(process)
 
 
-def test_a_killed_device(long_model: Path) -> None:
-    with answering(long_model) as process:
+def test_a_killed_device_and_nobody_who_replaces_it(long_model: Path) -> None:
+    with answering(long_model, "--on-loss", "fail") as process:
         family = Family(process)
         devices = family.devices()
         assert len(devices) == 2
@@ -56,6 +56,24 @@ def test_a_killed_device(long_model: Path) -> None:
         (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
         assert "was lost: its actor died" in error
         assert error.startswith(("error: device a on node ", "error: device b on node "))
+        assert eventually(lambda: not family.left(), 5), family.left()
+
+
+@pytest.mark.parametrize("policy", ["replace", "replan"])
+def test_a_killed_device_and_an_answer_that_goes_on(long_model: Path, policy: str) -> None:
+    settings = ("-n", 600, "--on-loss", policy)
+    with answering(long_model, *settings) as process:
+        assert process.stdout is not None
+        undisturbed = process.stdout.read()
+        process.communicate(timeout=60)
+    with answering(long_model, *settings) as process:
+        assert process.stdout is not None
+        family = Family(process)
+        family.devices()[1].kill()
+        text = process.stdout.read()
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+        assert text == undisturbed
         assert eventually(lambda: not family.left(), 5), family.left()
 
 

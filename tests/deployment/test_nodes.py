@@ -13,10 +13,11 @@ pytestmark = pytest.mark.process
 
 # Cut -> the links that its records take, as (source, target, link).
 LINKS = {
-    "attention elsewhere": {("a", "b", "object"), ("b", "a", "object"), ("b", "engine", "ring")},
-    "sampling elsewhere": {("a", "b", "object"), ("b", "a", "object"), ("b", "engine", "object")},
-    "both on another node": {("a", "b", "ring"), ("b", "a", "ring"), ("a", "engine", "object")},
-    "model not there": {("a", "b", "object"), ("b", "a", "object"), ("a", "engine", "object")},
+    "attention elsewhere": {("a", "b", "tcp"), ("b", "a", "tcp"), ("b", "engine", "ring")},
+    "sampling elsewhere": {("a", "b", "tcp"), ("b", "a", "tcp"), ("b", "engine", "tcp")},
+    "both on another node": {("a", "b", "ring"), ("b", "a", "ring"), ("a", "engine", "tcp")},
+    "no way but Ray's": {("a", "b", "tcp"), ("b", "a", "tcp"), ("b", "engine", "tcp")},
+    "model not there": {("a", "b", "tcp"), ("b", "a", "tcp"), ("a", "engine", "tcp")},
 }
 
 
@@ -37,6 +38,16 @@ def test_weights_are_sent_where_the_file_is_not(document: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("cut", LINKS)
+def test_only_who_cannot_be_reached_is_left_to_ray(document: dict[str, Any], cut: str) -> None:
+    said = [line for line in document[cut]["said"] if "go through Ray" in line]
+    links = ("engine to a", "engine to b", "a to b", "b to a", "b to engine")
+    wanted = links if cut == "no way but Ray's" else ()
+    assert len(said) == len(wanted)
+    for link in wanted:
+        assert any(f"link {link}: cannot reach " in line for line in said)
+
+
+@pytest.mark.parametrize("cut", LINKS)
 def test_cut_over_nodes(document: dict[str, Any], cut: str) -> None:
     found = document[cut]
     assert found["asked"] is True
@@ -48,3 +59,16 @@ def test_cut_over_nodes(document: dict[str, Any], cut: str) -> None:
             assert [value for _, value in ours] == pytest.approx(
                 [value for _, value in theirs], abs=1e-5
             )
+
+
+def test_a_device_of_another_node_dies(document: dict[str, Any]) -> None:
+    found = document["loss"]["fail"]
+    assert found["devices"] == 2
+    assert found["said"].startswith(
+        ("DeviceLostError: device a on", "DeviceLostError: device b on")
+    )
+    assert found["seconds"] < 10
+
+
+def test_an_answer_goes_on_over_new_connections(document: dict[str, Any]) -> None:
+    assert document["loss"]["replace"]["said"] == "the same text"

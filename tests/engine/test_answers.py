@@ -1,5 +1,8 @@
 """What callers of the Python API rely on: streams, stop strings, refusals, interrupted steps."""
 
+import _thread
+import threading
+
 import pytest
 
 from raygraft import LLM, SamplingParams
@@ -83,18 +86,20 @@ def test_what_cannot_be_served_is_refused(llm, prompt, params, message):
     assert llm.generate([1, 2], GREEDY)[0].finish_reason == "length"
 
 
-def test_the_engine_goes_on_after_an_interrupted_wait(llm, monkeypatch):
+def test_the_engine_goes_on_after_an_interrupt(llm, monkeypatch):
     (whole,) = llm.generate("the end", GREEDY)
-    receive = llm._engine._wires.results.receive
-    calls = []
+    step = llm.engine_thread.engine.step
+    caught = threading.Event()
 
-    def interrupted_once(timeout):
-        if not calls:
-            calls.append(timeout)
-            raise KeyboardInterrupt
-        return receive(timeout)
+    def interrupting():
+        if not caught.is_set():
+            _thread.interrupt_main()
+            caught.wait(10)
+        return step()
 
-    monkeypatch.setattr(llm._engine._wires.results, "receive", interrupted_once)
+    monkeypatch.setattr(llm.engine_thread.engine, "step", interrupting)
     with pytest.raises(KeyboardInterrupt):
         llm.generate("in between", GREEDY)
+    caught.set()
     assert llm.generate("the end", GREEDY)[0].text == whole.text
+    assert not llm.engine_thread.engine.scheduler.running

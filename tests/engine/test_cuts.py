@@ -33,7 +33,7 @@ def uncut(demo_model, cases):
 def test_a_cut_changes_nothing(name, demo_model, cases, uncut, ray_cluster):
     place = CUTS[name]
     devices = [f"{device}:threads=1" for device in dict.fromkeys(place.values())]
-    with LLM(demo_model, devices=devices, place=place) as llm:
+    with LLM(demo_model, devices=devices, place=place, half_batches=1) as llm:
         used = {stage.device for stage in llm.plan.stages}
         completions = answer(llm, cases)
         timings = llm.timings()

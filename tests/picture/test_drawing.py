@@ -85,8 +85,8 @@ def test_boxes_of_a_cut(four_blocks: Graph) -> None:
 def test_links_between_nodes_are_of_another_kind(four_blocks: Graph) -> None:
     scene = scene_of(planned(four_blocks, 2, HALVES, nodes=("n0", "n1")))
     kinds = [arrow.kind for arrow in scene.drawing.arrows]
-    assert kinds == ["control", *["object"] * 8]
-    assert scene.drawing.arrows[1].title.startswith("a to b: 256 B object, each token: blk.0.attn")
+    assert kinds == ["control", *["tcp"] * 8]
+    assert scene.drawing.arrows[1].title.startswith("a to b: 256 B tcp, each token: blk.0.attn")
 
 
 def test_a_fold_holds_what_comes_again(eighty_blocks: Graph) -> None:

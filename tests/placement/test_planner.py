@@ -283,14 +283,14 @@ def test_links_follow_the_nodes(four_blocks: Graph) -> None:
     plan = make_plan(four_blocks, devices, rules, limits=LIMITS, engine_node="n0")
     assert [(t.source, t.target, t.link) for t in plan.transfers] == [
         ("a", "b", "ring"),
-        ("b", "c", "object"),
-        ("c", "b", "object"),
+        ("b", "c", "tcp"),
+        ("c", "b", "tcp"),
         ("b", "a", "ring"),
         ("a", "engine", "ring"),
     ]
     assert plan.hops == 5
     away = make_plan(four_blocks, devices, rules, limits=LIMITS, engine_node="n1")
-    assert away.transfers[-1].link == "object"
+    assert away.transfers[-1].link == "tcp"
     assert away.seconds_per_token > plan.seconds_per_token
 
 

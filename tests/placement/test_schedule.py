@@ -77,6 +77,14 @@ def test_slots_of_rings(
     assert found == slots
 
 
+ROUNDS = st.lists(
+    st.lists(st.booleans(), min_size=0, max_size=3).map(lambda others: (True, *others)),
+    min_size=2,
+    max_size=4,
+)
+"""Half-batches with rows and without; the first one of a round always has some."""
+
+
 def prefer(order: Sequence[str]) -> Choice:
     """Whoever comes first in `order` runs as long as it can."""
     return lambda ready: min(ready, key=order.index)
@@ -95,13 +103,16 @@ def test_any_plan_runs_in_any_interleaving(tiny_graph: Graph, data: st.DataObjec
     )
     orders = st.permutations([*NAMES, ENGINE]).map(prefer)
     for choose in (*(shuffled(seed) for seed in range(3)), data.draw(orders), data.draw(orders)):
-        result = simulate(plan, choose)
+        rounds = data.draw(ROUNDS, label="rounds")
+        result = simulate(plan, choose, rounds=rounds)
         assert result.waits_for_room == 0
         assert result.received == result.sent
+        steps = sum(has_rows for halves in rounds for has_rows in halves)
         for pair, records in result.sent.items():
             if ENGINE not in pair:
-                assert len(records) % 2 == 0  # two steps
-                assert records == sorted(records)
+                assert len(records) % steps == 0
+                numbers = [[n for s, n, _ in records if s == step] for step, *_ in records]
+                assert all(of_one_step == sorted(of_one_step) for of_one_step in numbers)
 
 
 def test_a_plan_that_needs_several_slots_waits_with_fewer(tiny_graph: Graph) -> None:
@@ -110,6 +121,14 @@ def test_a_plan_that_needs_several_slots_waits_with_fewer(tiny_graph: Graph) -> 
     choose = prefer(["engine", "b", "c", "a"])
     assert simulate(plan, choose).waits_for_room == 0
     assert simulate(plan, choose, slots=lambda _: 1).waits_for_room > 0
+
+
+def test_half_batches_need_slots_of_their_own(tiny_graph: Graph) -> None:
+    plan = plan_of(tiny_graph, assignment_of(tiny_graph, a="model", b="head"))
+    choose = prefer(["engine", "a", "b"])
+    rounds = [(True, True)] * 3
+    assert simulate(plan, choose, rounds=rounds).waits_for_room == 0
+    assert simulate(plan, choose, rounds=rounds, slots=lambda _: 1).waits_for_room > 0
 
 
 def test_the_simulator_finds_a_deadlock(tiny_graph: Graph) -> None:

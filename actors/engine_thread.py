@@ -1,0 +1,225 @@
+"""The engine on a thread of its own, for callers on any thread.
+
+The thread steps while there is something to do, and sleeps at no cost when there is not.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+
+from raygraft.actors.engine import Engine
+from raygraft.actors.recovery import Recovery
+from raygraft.actors.request import FinishReason, GeneratedSequence, SamplingParams, Token
+from raygraft.actors.trace import EventKind
+from raygraft.graph.errors import RaygraftError, RunError
+
+PATIENCE_SECONDS = 5.0
+"""How long a shutdown waits for a recovery that is under way."""
+Observer = Callable[[Token | None], bool]
+"""Called on the engine's thread with each token, or None when the sequence ended without one;
+what it returns says whether the answer is complete ("stop")."""
+
+
+class Request:
+    """A request in the engine's hands: iterate over it for its tokens, each handed out once."""
+
+    def __init__(
+        self,
+        thread: EngineThread,
+        sequence: GeneratedSequence,
+        observe: Observer,
+        notify: Callable[[], None],
+    ) -> None:
+        """`notify` is called on the engine's thread when a token has come, and at the end."""
+        self.sequence = sequence
+        self._notify = notify
+        self._thread = thread
+        self._observe = observe
+        self._tokens: SimpleQueue[Token | None] = SimpleQueue()
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """None as long as it grows."""
+        return self.sequence.finish_reason
+
+    def __iter__(self) -> Iterator[Token]:
+        """Wait for each token. Raises what ended the engine, or the observer."""
+        while (token := self._tokens.get()) is not None:
+            yield token
+        self._tokens.put(None)  # for whoever asks again
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait for the end. Raises what ended the engine, or the observer."""
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
+
+    def cancel(self) -> None:
+        """End it soon, if it has not ended; it is not waited for."""
+        if not self._ended.is_set():
+            self._thread.cancel(self)
+
+    def take(self, token: Token | None) -> bool:
+        """A token has come, or the end without one; whether the answer is complete with it."""
+        try:
+            complete = self._observe(token)
+        except Exception as error:  # noqa: BLE001  # belongs to whoever waits for this request
+            self._error, complete = error, True
+        if token is not None:
+            self._tokens.put(token)
+            self._notify()
+        return complete
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Nothing more will come."""
+        if not self._ended.is_set():
+            self._error = self._error or error
+            self._ended.set()
+            self._tokens.put(None)
+            self._notify()
+
+
+class EngineThread:
+    """Runs an engine for many callers. From now on only its thread may step the engine."""
+
+    def __init__(self, engine: Engine, recovery: Recovery | None = None) -> None:
+        """`recovery` mends the engine when a device is lost; without it every request fails."""
+        self.engine = engine
+        self.recovery = recovery
+        self._changed = threading.Condition()
+        self._arrived: deque[Request] = deque()
+        self._cancelled: deque[Request] = deque()
+        self._requests: dict[GeneratedSequence, Request] = {}
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="raygraft engine", daemon=True)
+        self._thread.start()
+
+    def request(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        *,
+        observe: Observer = lambda _: False,
+        notify: Callable[[], None] = lambda: None,
+        scoring: bool = False,
+    ) -> Request:
+        """Check a request, without starting it. Raises RequestError."""
+        sequence = self.engine.prepare(prompt, params, scoring=scoring)
+        return Request(self, sequence, observe, notify)
+
+    def start(self, requests: Sequence[Request]) -> None:
+        """Start requests together: none of them is a step ahead of the others.
+
+        Raises QueueFullError, and what ended the engine; then none has started.
+        """
+        with self._changed:
+            self._check()
+            self.engine.scheduler.check_room(len(self._arrived) + len(requests))
+            self._arrived.extend(requests)
+            self._changed.notify()
+
+    def cancel(self, request: Request) -> None:
+        """See `Request.cancel`."""
+        with self._changed:
+            self._cancelled.append(request)
+            self._changed.notify()
+
+    def shutdown(self) -> None:
+        """End the thread, all requests, and the engine with all that it started."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self.engine.stop_waiting()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(PATIENCE_SECONDS)
+        self.engine.shutdown()
+
+    def _check(self) -> None:
+        if self._closing:
+            raise RunError("this engine was shut down")
+        if self.engine.failure is not None and not self._mendable:
+            raise self.engine.failure
+
+    @property
+    def _mendable(self) -> bool:
+        return self.recovery is not None and self.recovery.policy != "fail"
+
+    def _run(self) -> None:
+        while self._wait_for_work():
+            while self._arrived:
+                request = self._arrived.popleft()
+                self._requests[request.sequence] = request
+                self.engine.accept(request.sequence)
+            while self._cancelled:
+                self._end(self._cancelled.popleft(), "cancelled")
+            try:
+                self._step_or_recover()
+            except BaseException as error:  # noqa: BLE001  # handed to whoever waits
+                self._fail(error)
+        self._fail(RunError("this engine was shut down"))
+
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to do; False when the thread is to end."""
+        with self._changed:
+            self._changed.wait_for(self._has_work)
+        return not self._closing
+
+    def _has_work(self) -> bool:
+        works = self.engine.busy and self.engine.failure is None
+        return works or self._closing or bool(self._arrived or self._cancelled)
+
+    def _step_or_recover(self) -> None:
+        """One step; after a loss, what it takes to go on. Raises when nothing helps."""
+        before = self.engine.failure
+        if before is not None:
+            if self._requests and self.recovery is not None:
+                self.recovery.look_again(before)
+            return
+        try:
+            self._step()
+        except RaygraftError as error:
+            if self.recovery is None or self._closing:
+                raise
+            self.recovery.recover(error)
+
+    def _step(self) -> None:
+        ended = []
+        outputs, trace = self.engine.step(), self.engine.trace
+        if outputs and self.recovery is not None:
+            self.recovery.progress()
+        began = time.perf_counter()
+        for output in outputs:
+            request = self._requests.get(output.sequence)
+            if request is None:
+                continue
+            if request.take(output.token):
+                self.engine.cancel(output.sequence, "stop")
+                output.sequence.finish_reason = "stop"
+            if output.sequence.finished:
+                ended.append(request)
+        if trace.on and outputs:
+            trace.add(EventKind.TEXT, -1, trace.step, 0, began)
+        for request in ended:  # a scored chunk has many outputs
+            self._end(request, "stop")
+
+    def _end(self, request: Request, reason: FinishReason) -> None:
+        self.engine.cancel(request.sequence, reason)
+        self._requests.pop(request.sequence, None)
+        request.end()
+
+    def _fail(self, error: BaseException) -> None:
+        """Every request ends with an error; the engine is of no more use."""
+        with self._changed:
+            requests = [*self._requests.values(), *self._arrived]
+            self._requests.clear()
+            self._arrived.clear()
+        for request in requests:
+            self.engine.cancel(request.sequence)
+            request.end(error)

@@ -1,0 +1,292 @@
+"""Ours and llama.cpp on the same files with the same threads, in turns within one run.
+
+    python bench/peers/compare.py [formats] [batches] [bandwidth] [cuts] [--pairs 5] [--json FILE]
+
+Both sides keep their models loaded in processes of their own and sleep between their turns. Each
+pair of turns gives a ratio of times; what is reported is the median of the ratios, and after it the
+median of each side's tokens per second.
+
+- formats: SmolLM2-135M in Q4_1, Q4_0, Q8_0 and F16, and a random model of the shape of Llama 3.2 1B
+  in Q4_K and Q6_K; decode at batch 1 and a prompt, --threads a side.
+- batches: decode of several sequences at once, SmolLM2 Q4_1, --threads a side.
+- bandwidth: decode of the 1B shape in Q4_0, against a pure read of a gigabyte of memory by as many
+  threads (a sum of integers, compiled by Numba): the share that the weights' bytes over the read
+  bandwidth allow.
+- cuts: SmolLM2 Q4_1, one thread a device: uncut; attention on one device and feed-forward on
+  another; halves of the layers. Ours goes over Ray, llama.cpp over its RPC on this machine. How
+  much of the uncut speed each keeps, and how near ours comes to what the devices' own times allow
+  when two half-batches are in flight.
+
+llama.cpp comes with llama-cpp-python, built for this machine and with RPC:
+
+    CMAKE_ARGS="-DGGML_RPC=ON -DGGML_NATIVE=ON" pip install llama-cpp-python
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # what the benches share
+
+from files import DEMO, RANDOM, demo_file, random_file
+from layers import bytes_per_token
+from reading import NBYTES
+from reporting import (
+    circumstances,
+    median_ratio,
+    print_circumstances,
+    print_table,
+    say,
+    write_json,
+)
+from sides import Entrant, Measured, Setup, Side, take_turns
+
+from raygraft.benchmark import Workload
+
+Found = dict[str, list[Measured]]
+Row = dict[str, Any]
+BATCHES = (1, 4, 8, 16)
+
+
+def formats(options: argparse.Namespace) -> list[Row]:
+    """Each file, uncut."""
+    files = {f"SmolLM2-135M {kind}": lambda kind=kind: demo_file(kind) for kind in DEMO}
+    files |= {f"1B shape {kind}": lambda kind=kind: random_file(kind) for kind in RANDOM[:2]}
+    workloads = [Workload(0, options.n_gen), Workload(options.n_prompt, 0)]
+    rows = []
+    for name, make in files.items():
+        if options.file and not any(part in name for part in options.file):
+            continue
+        setup = _uncut(make(), options, workloads)
+        with Side("raygraft", [setup]) as ours, Side("llama.cpp", [setup]) as theirs:
+            for workload in workloads:
+                say(f"{name}, {workload.name}")
+                found = _pairs(ours, theirs, setup.name, workload, options)
+                rows.append({"file": name} | _comparison(found, workload))
+    head = ["file", "test", "ours / llama.cpp", "least to most", "ours t/s", "llama.cpp t/s"]
+    cells = [[row["file"], *_comparison_cells(row)] for row in rows]
+    print_table(f"Uncut, {options.threads} threads", head, cells)
+    return rows
+
+
+def batches(options: argparse.Namespace) -> list[Row]:
+    """Decode of several sequences at once, uncut."""
+    workloads = [Workload(0, options.n_gen, batch) for batch in options.batch]
+    setup = _uncut(demo_file("Q4_1"), options, workloads)
+    rows = []
+    with Side("raygraft", [setup]) as ours, Side("llama.cpp", [setup]) as theirs:
+        for workload in workloads:
+            say(f"{workload.name}, batch {workload.batch}")
+            found = _pairs(ours, theirs, setup.name, workload, options)
+            rows.append({"batch": workload.batch} | _comparison(found, workload))
+    head = ["batch", "test", "ours / llama.cpp", "least to most", "ours t/s", "llama.cpp t/s"]
+    cells = [[row["batch"], *_comparison_cells(row)] for row in rows]
+    print_table(f"SmolLM2-135M Q4_1, uncut, {options.threads} threads", head, cells)
+    return rows
+
+
+def bandwidth(options: argparse.Namespace) -> list[Row]:
+    """Decode against what reading the weights takes at least."""
+    path = random_file("Q4_0")
+    workload = Workload(0, options.n_gen)
+    setup = _uncut(path, options, [workload])
+    nbytes = bytes_per_token(path)
+    with (
+        Side("raygraft", [setup]) as ours,
+        Side("read", [setup]) as reader,
+        Side("llama.cpp", [setup]) as theirs,
+    ):
+        say(f"1B shape Q4_0, {workload.name}")
+        sides = {"ours": ours, "read": reader, "llama.cpp": theirs}
+        entrants = {name: Entrant(side, setup.name, workload) for name, side in sides.items()}
+        found = take_turns(entrants, options.pairs)
+    read = [measured.seconds * nbytes / NBYTES for measured in found["read"]]  # per token
+    rows = []
+    for name in ("ours", "llama.cpp"):
+        tokens = [measured.seconds / workload.tokens for measured in found[name]]
+        shares = [least / token for least, token in zip(read, tokens, strict=True)]
+        rows.append(
+            {
+                "side": name,
+                "share_of_limit": statistics.median(shares),
+                "shares": shares,
+                "median_ts": 1 / statistics.median(tokens),
+                "median_gb_per_s": nbytes / statistics.median(tokens) / 1e9,
+                "read_gb_per_s": nbytes / statistics.median(read) / 1e9,
+                "bytes_per_token": nbytes,
+            }
+        )
+    head = ["side", "of the limit", "least to most", "t/s", "weights GB/s", "pure read GB/s"]
+    cells = [
+        [
+            row["side"],
+            f"{row['share_of_limit']:.0%}",
+            f"{min(row['shares']):.0%} to {max(row['shares']):.0%}",
+            f"{row['median_ts']:.1f}",
+            f"{row['median_gb_per_s']:.1f}",
+            f"{row['read_gb_per_s']:.1f}",
+        ]
+        for row in rows
+    ]
+    title = f"1B shape Q4_0, {nbytes / 2**20:.0f} MiB a token, {options.threads} threads"
+    print_table(title, head, cells)
+    return rows
+
+
+def cuts(options: argparse.Namespace) -> list[Row]:
+    """Attention on one device and feed-forward on the other, and halves of the layers."""
+    most = max(options.batch)
+    uncut = Setup("uncut", demo_file("Q4_1"), 1, context=options.n_gen_cut + 1, sequences=most)
+    setups = [
+        uncut,
+        replace(uncut, name="attention", cut="attention"),
+        replace(uncut, name="halves", cut="halves"),
+    ]
+    alone = [
+        replace(setup, name=f"{setup.name} alone", half_batches=1) for setup in setups if setup.cut
+    ]
+    rows = []
+    with Side("raygraft", [*setups, *alone]) as ours, Side("llama.cpp", setups) as theirs:
+        for batch in options.batch:
+            say(f"cuts, batch {batch}")
+            workload = Workload(0, options.n_gen_cut, batch)
+            entrants = {f"ours {s.name}": Entrant(ours, s.name, workload) for s in setups}
+            entrants |= {f"llama.cpp {s.name}": Entrant(theirs, s.name, workload) for s in setups}
+            if batch > 1:
+                half = Workload(0, options.n_gen_cut, batch // 2)
+                entrants |= {f"ours {s.name}": Entrant(ours, s.name, half) for s in alone}
+            rows.append(_cut_row(take_turns(entrants, options.pairs), workload))
+    title = "SmolLM2-135M Q4_1, one thread a device: "
+    head = ["batch", "ours keeps", "llama.cpp keeps", "ours / llama.cpp"]
+    head += ["bound", "of the bound", "ours t/s", "uncut t/s", "llama.cpp t/s", "its uncut t/s"]
+    for cut, words in (("attention", "attention | feed-forward"), ("halves", "halves of layers")):
+        cells = [[row["batch"], *_cut_cells(row[cut], row)] for row in rows]
+        print_table(title + words, head, cells)
+    return rows
+
+
+def _cut_row(found: Found, workload: Workload) -> Row:
+    """The ratios of one batch."""
+    seconds = {name: [m.seconds for m in measured] for name, measured in found.items()}
+    row: Row = {
+        "batch": workload.batch,
+        "n_gen": workload.n_gen,
+        "median_ts": {
+            name: workload.tokens / statistics.median(times)
+            for name, times in seconds.items()
+            if not name.endswith("alone")
+        },
+        "seconds": seconds,
+        "busy": {name: [dict(m.busy) for m in ms] for name, ms in found.items() if ms[0].busy},
+    }
+    for cut in ("attention", "halves"):
+        row[cut] = {
+            "keeps": median_ratio(seconds["ours uncut"], seconds[f"ours {cut}"]),
+            "llama_keeps": median_ratio(seconds["llama.cpp uncut"], seconds[f"llama.cpp {cut}"]),
+            "to_llama": median_ratio(seconds[f"llama.cpp {cut}"], seconds[f"ours {cut}"]),
+            "name": cut,
+        }
+        if workload.batch > 1:
+            # Half of the rows by itself, twice: the busiest device can do no better.
+            least = [2 * max(m.busy.values()) for m in found[f"ours {cut} alone"]]
+            row[cut]["bound"] = median_ratio(seconds["ours uncut"], least)
+            row[cut]["of_bound"] = median_ratio(least, seconds[f"ours {cut}"])
+    return row
+
+
+def _cut_cells(ratios: Row, row: Row) -> list[str]:
+    speeds = row["median_ts"]
+    names = [f"ours {ratios['name']}", "ours uncut"]
+    names += [f"llama.cpp {ratios['name']}", "llama.cpp uncut"]
+    bound = f"{ratios['bound']:.2f}" if "bound" in ratios else "-"
+    of_bound = f"{ratios['of_bound']:.0%}" if "of_bound" in ratios else "-"
+    kept = [f"{ratios['keeps']:.0%}", f"{ratios['llama_keeps']:.0%}", f"{ratios['to_llama']:.2f}"]
+    return [*kept, bound, of_bound, *[f"{speeds[name]:.1f}" for name in names]]
+
+
+def _uncut(path: Path, options: argparse.Namespace, workloads: Sequence[Workload]) -> Setup:
+    return Setup(
+        "uncut",
+        path,
+        options.threads,
+        runtime=options.runtime,
+        context=max(workload.context for workload in workloads),
+        sequences=max(workload.batch for workload in workloads),
+    )
+
+
+def _pairs(
+    ours: Side, theirs: Side, setup: str, workload: Workload, options: argparse.Namespace
+) -> Found:
+    sides = {"ours": ours, "llama.cpp": theirs}
+    entrants = {name: Entrant(side, setup, workload) for name, side in sides.items()}
+    return take_turns(entrants, options.pairs)
+
+
+def _comparison(found: Found, workload: Workload) -> Row:
+    seconds = {name: [m.seconds for m in measured] for name, measured in found.items()}
+    pairs = zip(seconds["llama.cpp"], seconds["ours"], strict=True)
+    medians = {n: workload.tokens / statistics.median(times) for n, times in seconds.items()}
+    return {
+        "test": workload.name,
+        "n_prompt": workload.n_prompt,
+        "n_gen": workload.n_gen,
+        "ratio": median_ratio(seconds["llama.cpp"], seconds["ours"]),
+        "ratios": [theirs / ours for theirs, ours in pairs],
+        "median_ts": medians,
+        "seconds": seconds,
+    }
+
+
+def _comparison_cells(row: Row) -> list[str]:
+    spread = f"{min(row['ratios']):.2f} to {max(row['ratios']):.2f}"
+    speeds = [f"{row['median_ts'][name]:.1f}" for name in ("ours", "llama.cpp")]
+    return [row["test"], f"{row['ratio']:.2f}", spread, *speeds]
+
+
+TABLES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
+    "formats": formats,
+    "batches": batches,
+    "bandwidth": bandwidth,
+    "cuts": cuts,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", nargs="*", help=f"any of {', '.join(TABLES)}; default: all")
+    parser.add_argument("--pairs", type=int, default=5, help="turns of each side (default 5)")
+    parser.add_argument("--threads", type=int, default=2, help="of each side, uncut (default 2)")
+    parser.add_argument("--n-prompt", type=int, default=512)
+    parser.add_argument("--n-gen", type=int, default=64, help="tokens of a turn, uncut")
+    parser.add_argument("--n-gen-cut", type=int, default=48, help="tokens of a turn, in cuts")
+    parser.add_argument("--batch", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--file", nargs="+", help="formats: only files with this in their name")
+    parser.add_argument(
+        "--runtime",
+        choices=("in-process", "ray"),
+        default="in-process",
+        help="how ours runs uncut in all tables but `cuts`, where everything of ours is over Ray",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all turns to a file")
+    options = parser.parse_args()
+    if wrong := set(options.table) - set(TABLES):
+        parser.error(f"no table {min(wrong)!r}; there are {', '.join(TABLES)}")
+    found = circumstances(("llama-cpp-python",))
+    print_circumstances(found)
+    document: Row = {"circumstances": found}
+    for name in options.table or TABLES:
+        document[name] = TABLES[name](options)
+        write_json(options.json, document)
+
+
+if __name__ == "__main__":
+    main()
