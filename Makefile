@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test gpu-test check format clean
 help:
 	@echo "make demo    run a real model, cut across two Ray actors"
 	@echo "make test    lint, types and all tests"
+	@echo "make gpu-test  the tests and the bench of the CUDA backend, with the Python that is there"
 	@echo "make check   lint and types alone"
 	@echo "make format  let ruff format the sources"
 	@echo "make clean   remove the virtual environment and caches"
@@ -33,6 +34,11 @@ check: $(VENV)/.dev
 
 test: check
 	$(BIN)/python -m pytest
+
+# No environment of its own: a machine with a GPU may have no network. It needs CuPy and pytest.
+gpu-test:
+	PYTHONPATH=. $(PYTHON) -m pytest -m gpu tests/cuda
+	PYTHONPATH=. $(PYTHON) bench/gpu.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

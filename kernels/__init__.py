@@ -3,6 +3,7 @@
 | backend     | computes with | for                                     |
 |-------------|---------------|-----------------------------------------|
 | `cpu`       | Numba         | a CPU's threads: the default            |
+| `cuda`      | CuPy          | an NVIDIA GPU                           |
 | `reference` | NumPy         | the oracle: every operator, to be read  |
 
 A new backend of ours is one class and one line of `BACKENDS`. One of somebody else's is found by
@@ -23,6 +24,7 @@ from raygraft.kernels.base import Backend, BackendOptions
 
 BACKENDS = {
     "cpu": "raygraft.kernels.cpu.backend:CpuBackend",
+    "cuda": "raygraft.kernels.cuda.backend:CudaBackend",
     "reference": "raygraft.kernels.reference.backend:ReferenceBackend",
 }
 """Name -> module:class, imported when first asked for."""

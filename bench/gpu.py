@@ -1,0 +1,482 @@
+"""How fast a model runs on one GPU, whole and cut, beside llama.cpp and the copy bandwidth.
+
+    python bench/gpu.py [--formats Q8_0 Q4_K_M F16] [--llama-bench PATH] [--batched-bench PATH]
+                        [--runs 3] [--folder /tmp] [--json FILE]
+
+The models have the shape of an 8B Llama and random weights; their files are made here and removed
+again. Both sides take turns within one run; each figure is the median of its turns.
+
+- decode: one token of each of 1 or 16 sequences after a context of 512 tokens, greedy.
+- prompt: 512 or 4096 tokens from nothing, in steps of at most --rows.
+- cut, one actor: attention and feed-forward are loaded as 64 stages that hand pointers on, as
+  devices that share an actor would; a token is one CUDA graph.
+- cut, stage by stage: the same 64 stages, each with copies from and to the host in between.
+- copy: bytes read and written of a large device-to-device copy. A token of batch 1 reads all
+  weights once; its share of the copy bandwidth is how near that is to the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.constants import GGML_QUANT_SIZES
+from rich.console import Console
+from rich.table import Table
+
+from raygraft.graph.architectures import build_graph
+from raygraft.graph.capability import Limits
+from raygraft.graph.gguf_file import MappedWeights, ModelFile
+from raygraft.graph.graph import Graph
+from raygraft.graph.step import Sampling, Step
+from raygraft.kernels.base import BackendOptions
+from raygraft.kernels.cuda.backend import CudaBackend
+from raygraft.kernels.cuda.launches import Counts
+from raygraft.kernels.cuda.runner import CudaRunner
+
+BLOCK_SIZE = 16
+PAGES = 264  # of a sequence: room for the longest prompt
+CONTEXT = 512
+SCALES = {"Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}
+
+
+class Shape(NamedTuple):
+    """Sizes of the model."""
+
+    blocks: int = 32
+    width: int = 4096
+    heads: int = 32
+    kv_heads: int = 8
+    feed_forward: int = 14336
+    vocabulary: int = 128256
+
+
+def types_of(name: str, blocks: int) -> Callable[[str], str]:
+    """The type of each tensor, in a file of such a name. Q4_K_M as llama.cpp mixes it."""
+
+    def kind(tensor: str) -> str:
+        if "norm" in tensor:
+            return "F32"
+        if name != "Q4_K_M":
+            return name
+        if tensor == "output.weight":
+            return "Q6_K"
+        if "attn_v" in tensor or "ffn_down" in tensor:
+            number = int(tensor.split(".")[1])
+            more = number < blocks // 8 or number >= 7 * blocks // 8
+            return "Q6_K" if more or (number - blocks // 8) % 3 == 2 else "Q4_K"
+        return "Q4_K"
+
+    return kind
+
+
+def write_model(path: Path, name: str, shape: Shape) -> Path:
+    """A file with random weights; numbers repeat after some megabytes."""
+    writer = GGUFWriter(path, "llama")
+    writer.add_quantization_version(2)
+    writer.add_block_count(shape.blocks)
+    writer.add_context_length(8192)
+    writer.add_embedding_length(shape.width)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(shape.width // shape.heads)
+    writer.add_rope_freq_base(500000.0)
+    writer.add_vocab_size(shape.vocabulary)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([f"t{n}" for n in range(shape.vocabulary)])
+    writer.add_token_types([1] * shape.vocabulary)
+    writer.add_token_merges(["t 1"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    kind = types_of(name, shape.blocks)
+    sizes = dict(_tensors(shape))
+    for tensor, own in sizes.items():
+        form = GGMLQuantizationType[kind(tensor)]
+        block, size = GGML_QUANT_SIZES[form]
+        count = int(np.prod(own)) // block * size
+        writer.add_tensor_info(tensor, own, np.dtype(np.float32), count, raw_dtype=form)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    pools: dict[str, np.ndarray[Any, Any]] = {}
+    for tensor, own in sizes.items():
+        if kind(tensor) not in pools:
+            pools[kind(tensor)] = _pool(kind(tensor), shape.width)
+        pool = pools[kind(tensor)]
+        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind(tensor)]]
+        count = int(np.prod(own)) // block * size
+        repeated = (
+            np.tile(pool, -(-count // pool.size))[:count] if count > pool.size else pool[:count]
+        )
+        if "norm" in tensor:
+            repeated = np.ones(own, np.float32).view(np.uint8)
+        writer.write_tensor_data(repeated)
+    writer.close()
+    return path
+
+
+def _tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    keys = s.kv_heads * (s.width // s.heads)
+    yield "token_embd.weight", (s.vocabulary, s.width)
+    for n in range(s.blocks):
+        yield f"blk.{n}.attn_norm.weight", (s.width,)
+        yield f"blk.{n}.ffn_norm.weight", (s.width,)
+        yield f"blk.{n}.attn_q.weight", (s.width, s.width)
+        yield f"blk.{n}.attn_k.weight", (keys, s.width)
+        yield f"blk.{n}.attn_v.weight", (keys, s.width)
+        yield f"blk.{n}.attn_output.weight", (s.width, s.width)
+        yield f"blk.{n}.ffn_gate.weight", (s.feed_forward, s.width)
+        yield f"blk.{n}.ffn_up.weight", (s.feed_forward, s.width)
+        yield f"blk.{n}.ffn_down.weight", (s.width, s.feed_forward)
+    yield "output_norm.weight", (s.width,)
+    yield "output.weight", (s.vocabulary, s.width)
+
+
+def _pool(kind: str, width: int) -> np.ndarray[Any, Any]:
+    """Some megabytes of random blocks, whose weights have a deviation of about width ** -0.5."""
+    rng = np.random.default_rng(1)
+    wanted = float(width) ** -0.5
+    count = 32 * 2**20
+    if kind in ("F16", "F32", "BF16"):
+        values = rng.standard_normal(count // 4, np.float32) * np.float32(wanted)
+        return (values.astype(np.float16) if kind == "F16" else values).view(np.uint8)
+    _, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
+    blocks = rng.integers(0, 256, (count // size, size), dtype=np.uint8)
+    deviation = {"Q8_0": 74.0, "Q4_K": 258.0, "Q6_K": 74 * 18.5}[kind]
+    for number, place in enumerate(SCALES[kind]):
+        scale = np.array([wanted / deviation * (7.5 if number else 1.0)], np.float16)
+        blocks[:, place : place + 2] = scale.view(np.uint8)
+    return blocks.reshape(-1)
+
+
+def greedy(rows: int) -> Sampling:
+    """Parameters that take the best token of each row."""
+    zeros, words = np.zeros(rows, np.float32), np.zeros(rows, np.int64)
+    ints, none = np.zeros(rows, np.int32), np.zeros(0, np.int32)
+    starts = np.zeros(rows + 1, np.int32)
+    return Sampling(
+        zeros, zeros + 1, zeros, zeros + 1, zeros, zeros, ints, ints, words, words, ints + 1,
+        starts, none, starts, none, none.astype(np.float32),
+    )  # fmt: skip
+
+
+def step_at(position: int, sequences: int, rows: int = 1, *, last: bool = True) -> Step:
+    """`rows` tokens of each sequence from a position on."""
+    pages = -(-(position + rows) // BLOCK_SIZE)
+    tables = np.arange(sequences * PAGES, dtype=np.int32).reshape(sequences, PAGES)[:, :pages]
+    positions = np.tile(np.arange(position, position + rows, dtype=np.int32), sequences)
+    owners = np.repeat(np.arange(sequences, dtype=np.int32), rows)
+    wanted = np.arange(1, sequences + 1, dtype=np.int32) * rows - 1 if last else owners[:0]
+    tokens = (positions * 31 + owners * 7) % 1000
+    return Step(tokens, positions, owners, tables, wanted, greedy(len(wanted)))
+
+
+class Whole:
+    """The whole model on one device."""
+
+    name = "unsplit"
+
+    def __init__(self, graph: Graph, weights: MappedWeights, limits: Limits) -> None:
+        self.backend = CudaBackend(BackendOptions())
+        subgraph = graph.subgraph([op.name for op in graph.operators])
+        self.runner = self.backend.load(subgraph, weights, limits)
+        self.runner.allocate_state(16 * PAGES, BLOCK_SIZE)
+
+    def run(self, step: Step) -> None:
+        self.runner.run(step, {})
+
+
+class OneActor:
+    """Two devices that share an actor and a GPU: stages hand addresses on."""
+
+    name = "cut, one actor"
+
+    def __init__(self, whole: Whole, graph: Graph, weights: MappedWeights, limits: Limits) -> None:
+        self.shared = whole.backend.shared
+        self.gpu = self.shared.gpu
+        self.stages: list[CudaRunner] = []
+        for names in _cut(graph):
+            runner = whole.backend.load(graph.subgraph(names), weights, limits)
+            runner.allocate_state(16 * PAGES, BLOCK_SIZE)
+            assert isinstance(runner, CudaRunner)
+            self.stages.append(runner)
+        self.graphs: dict[object, Any] = {}
+        self.seen: dict[object, object] = {}
+
+    def run(self, step: Step) -> None:
+        counts = Counts.of(step)
+        with self.gpu.active():
+            self.shared.step.upload(step)
+            if step.rows > 16:
+                self._launch(counts)
+            elif self.seen.get(counts) != self.shared.version:
+                self.graphs.pop(counts, None)
+                self._launch(counts)
+                self.seen[counts] = self.shared.version
+            else:
+                if counts not in self.graphs:
+                    self.graphs[counts] = self.stages[0].capture(lambda: self._launch(counts))
+                self.graphs[counts].launch(self.gpu.stream)
+            self.gpu.stream.synchronize()
+
+    def _launch(self, counts: Counts) -> None:
+        known: dict[str, int] = {}
+        for stage in self.stages:
+            given = {name: known[name] for name in stage.subgraph.inputs}
+            known.update(stage.enqueue(counts, int(counts.logits > 0), given))
+
+
+class StageByStage(OneActor):
+    """The same stages through the host, as devices with an actor each would run them."""
+
+    name = "cut, stage by stage"
+
+    def __init__(self, actor: OneActor) -> None:
+        self.stages = actor.stages
+
+    def run(self, step: Step) -> None:
+        known: dict[str, Any] = {}
+        for stage in self.stages:
+            known.update(stage.run(step, {name: known[name] for name in stage.subgraph.inputs}))
+
+
+def _cut(graph: Graph) -> list[list[str]]:
+    """Operators of each stage: attention on one device, all else on the other."""
+    stages: list[list[str]] = []
+    before = None
+    attention = {
+        name for region in graph.regions.values() if region.kind == "attention"
+        for name in region.operators
+    }  # fmt: skip
+    for op in graph.operators:
+        side = op.name in attention
+        if side != before:
+            stages.append([])
+        stages[-1].append(op.name)
+        before = side
+    return stages
+
+
+def seconds(run: Callable[[], object], times: int) -> float:
+    """The median of so many runs."""
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def decode_tps(target: Any, batch: int, tokens: int = 64) -> float:
+    steps = [step_at(CONTEXT + n, batch) for n in range(tokens)]
+    for step in steps[:3]:
+        target.run(step)
+    began = time.perf_counter()
+    for step in steps[3:]:
+        target.run(step)
+    return batch * len(steps[3:]) / (time.perf_counter() - began)
+
+
+def prompt_tps(target: Any, length: int, rows: int) -> float:
+    def run() -> None:
+        for start in range(0, length, rows):
+            own = min(rows, length - start)
+            target.run(step_at(start, 1, own, last=start + own == length))
+
+    run()
+    return length / seconds(run, 3)
+
+
+def copy_bandwidth(cupy: Any) -> float:
+    """Bytes read and written per second by a device-to-device copy."""
+    a = cupy.zeros(2**32, cupy.uint8)
+    b = cupy.empty_like(a)
+    a[:] = 1
+    found = []
+    for _ in range(12):
+        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+        start.record()
+        b[:] = a
+        stop.record()
+        stop.synchronize()
+        found.append(cupy.cuda.get_elapsed_time(start, stop) / 1000)
+    return float(2 * a.nbytes / statistics.median(found[2:]))
+
+
+def launch_seconds(whole: Whole, batch: int, kinds: dict[str, list[Any]]) -> dict[str, float]:
+    """Microseconds of each kind of launch, a token's worth of them captured alone."""
+    runner, shared = whole.runner, whole.backend.shared
+    assert isinstance(runner, CudaRunner)
+    launcher, gpu = runner.launcher, shared.gpu
+    program = launcher.program
+    found = {}
+    step = step_at(CONTEXT + 64, batch)
+    whole.run(step)
+    counts = Counts.of(step)
+    with gpu.active():
+        for name, order in kinds.items():
+            launcher.program = type(program)(tuple(order), program.packed, program.floats)
+            graph = runner.capture(lambda: launcher.launch(counts, {}))
+            times = []
+            for _ in range(12):
+                start, stop = gpu.cupy.cuda.Event(), gpu.cupy.cuda.Event()
+                start.record(gpu.stream)
+                graph.launch(gpu.stream)
+                stop.record(gpu.stream)
+                stop.synchronize()
+                times.append(gpu.cupy.cuda.get_elapsed_time(start, stop) * 1000)
+            found[name] = statistics.median(times[2:])
+            launcher.program = program
+    return found
+
+
+def kinds_of(whole: Whole) -> dict[str, list[Any]]:
+    """The launches of a token by what they do."""
+    assert isinstance(whole.runner, CudaRunner)
+    found: dict[str, list[Any]] = {"all": list(whole.runner.launcher.program.order)}
+    for one in found["all"]:
+        name = type(one).__name__
+        if name == "Single":
+            name = one.operator.kind
+        elif name == "Products":
+            name = one.operators[0].name.rpartition(".")[2]
+        found.setdefault(name, []).append(one)
+    return found
+
+
+def llama_bench(binary: str, model: Path, what: list[str]) -> float:
+    """Tokens per second of one of llama-bench's tests, all layers on the GPU."""
+    command = [binary, "-m", str(model), "-ngl", "99", "-r", "3", "-o", "json", "-fa", "1", *what]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        return float(json.loads(done.stdout)[0]["avg_ts"])
+    except (json.JSONDecodeError, IndexError, KeyError):
+        print(done.stderr[-2000:], file=sys.stderr)
+        return float("nan")
+
+
+def batched_bench(binary: str, model: Path, batch: int) -> float:
+    """Aggregate tokens per second of llama-batched-bench's decode."""
+    command = [
+        binary, "-m", str(model), "-ngl", "99", "-c", str(batch * 640), "-npp", str(CONTEXT),
+        "-ntg", "64", "-npl", str(batch), "-fa", "on", "--output-format", "jsonl",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            return float(json.loads(line)["speed_tg"])
+    print(done.stderr[-2000:], file=sys.stderr)
+    return float("nan")
+
+
+@contextmanager
+def model_file(folder: Path, name: str, shape: Shape) -> Iterator[Path]:
+    path = folder / f"bench-{name}.gguf"
+    try:
+        yield write_model(path, name, shape)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def measure(name: str, path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one file."""
+    model = ModelFile.open(path)
+    graph = build_graph(model)
+    weights = MappedWeights(model.files, model.tensors)
+    limits = Limits(arguments.rows, 8192, arguments.cache, 16)
+    began = time.perf_counter()
+    whole = Whole(graph, weights, limits)
+    found: dict[str, Any] = {"format": name, "bytes": sum(t.nbytes for t in model.tensors.values())}
+    found["weights read"] = found["bytes"] - model.tensors["token_embd.weight"].nbytes
+    found["load_s"] = time.perf_counter() - began
+    targets: list[Any] = [whole]
+    if arguments.cut:
+        actor = OneActor(whole, graph, weights, limits)
+        targets += [actor, StageByStage(actor)]
+    tests: dict[str, tuple[Callable[[Any], float], list[str]]] = {
+        "decode 1": (lambda t: decode_tps(t, 1), ["-p", "0", "-n", "64", "-d", str(CONTEXT)]),
+        "decode 16": (lambda t: decode_tps(t, 16), []),
+        "prompt 512": (lambda t: prompt_tps(t, 512, arguments.rows), ["-n", "0", "-p", "512"]),
+        "prompt 4096": (lambda t: prompt_tps(t, 4096, arguments.rows), ["-n", "0", "-p", "4096"]),
+    }
+    turns: dict[str, dict[str, list[float]]] = {test: {} for test in tests}
+    for _ in range(arguments.runs):
+        for test, (own, theirs) in tests.items():
+            for target in targets:
+                turns[test].setdefault(target.name, []).append(own(target))
+            if arguments.llama_bench and theirs:
+                peer = llama_bench(arguments.llama_bench, path, theirs)
+                turns[test].setdefault("llama.cpp", []).append(peer)
+            if arguments.batched_bench and not theirs:
+                peer = batched_bench(arguments.batched_bench, path, 16)
+                turns[test].setdefault("llama.cpp", []).append(peer)
+    found["tokens/s"] = {
+        test: {who: statistics.median(values) for who, values in own.items()}
+        for test, own in turns.items()
+    }
+    found["turns"] = turns
+    if arguments.launches:
+        kinds = kinds_of(whole)
+        found["microseconds"] = {
+            f"batch {batch}": launch_seconds(whole, batch, kinds) for batch in (1, 4, 8, 16)
+        }
+    found["copy"] = copy_bandwidth(whole.backend.shared.gpu.cupy)
+    found["share of copy"] = (
+        found["weights read"] * found["tokens/s"]["decode 1"]["unsplit"] / found["copy"]
+    )
+    return found
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    console.print(
+        f"{found['format']}: {found['bytes'] / 1e9:.2f} GB, loaded in {found['load_s']:.1f} s, "
+        f"copy {found['copy'] / 1e12:.2f} TB/s, decode at {found['share of copy']:.0%} of it"
+    )
+    who = list(dict.fromkeys(name for own in found["tokens/s"].values() for name in own))
+    table = Table("tokens/s", *who)
+    for test, own in found["tokens/s"].items():
+        table.add_row(test, *[f"{own[name]:.1f}" if name in own else "" for name in who])
+    console.print(table)
+    for batch, own in found.get("microseconds", {}).items():
+        console.print(batch, {name: round(value, 1) for name, value in own.items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed on one GPU, beside llama.cpp.")
+    parser.add_argument("--formats", nargs="+", default=["Q8_0", "Q4_K_M", "F16"])
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--cache", default="f16")
+    parser.add_argument("--blocks", type=int, default=32)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp"))
+    parser.add_argument("--llama-bench")
+    parser.add_argument("--batched-bench")
+    parser.add_argument("--no-cut", dest="cut", action="store_false")
+    parser.add_argument("--launches", action="store_true", help="time each kind of launch alone")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    console = Console(width=110)
+    results = []
+    for name in arguments.formats:
+        with model_file(arguments.folder, name, Shape(blocks=arguments.blocks)) as path:
+            results.append(measure(name, path, arguments))
+        show(results[-1], console)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

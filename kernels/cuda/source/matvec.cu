@@ -1,0 +1,256 @@
+// Few rows times quantised matrices: every weight is read once, in the file's own quantisation.
+//
+// A block computes TILES tiles of 16 outputs. Its warps share out the columns; each streams its
+// chunks through a ring in shared memory, several ahead, and multiplies them by tensor cores. Copies
+// of weights begin before the previous kernel has ended: they depend on nothing.
+
+// WARPS of a block: `sources.py` defines it.
+
+// One matrix. FORMAT is 0 or 1: which of the two that the kernel was compiled for.
+struct Segment {
+    const u8* weights;
+    float* out;
+    const float* bias;
+    const float* residual;
+    float scale;
+    int rows;
+    int tiles;
+    int format;
+};
+
+struct Product {
+    Segment segments[3];
+    Packed x;
+    Packed y;    // what a gated product writes
+    int count;   // of segments
+    int chunks;  // of 64 columns
+    int columns; // of x that are in use
+    int rows;    // of x
+};
+
+// One stage: a chunk of each tile.
+template <class F, int TILES>
+__device__ __forceinline__ void fetch(
+    u8* stage, const u8* const (&tiles)[TILES], int chunk, int lane
+) {
+#pragma unroll
+    for (int n = 0; n < TILES; n++) {
+        const u8* from = tiles[n] + (i64)chunk * F::BYTES;
+        u8* to = stage + n * F::BYTES;
+#pragma unroll
+        for (int i = 0; i < (F::BYTES / 16 + 31) / 32; i++) {
+            int piece = i * 32 + lane;
+            if (piece < F::BYTES / 16) copy_async(to + 16 * piece, from + 16 * piece);
+        }
+    }
+}
+
+// 64 columns of a tile, times N tiles of 8 columns of x, each in SETS parts that add up.
+template <class F, int N, int SETS>
+__device__ __forceinline__ void multiply_part(
+    const u8* chunk, int sub, int lane, const uint4 (&b)[N * SETS][2],
+    const float (&sums)[N][2][4],
+    float (&total)[N][4]
+) {
+    typename F::Part part = F::load(chunk, lane, sub);
+    float c[N][4];
+#pragma unroll
+    for (int s = 0; s < 4; s++) {
+        u32 a[4];
+        F::fragment(part, s, a);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            if (F::SPAN == 1 || s % 2 == 0) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) c[n][i] = 0.0f;
+            }
+#pragma unroll
+            for (int set = 0; set < SETS; set++) {
+                const uint4& x = b[n * SETS + set][s >> 1];
+                u32 b0 = s & 1 ? x.z : x.x, b1 = s & 1 ? x.w : x.y;
+                if constexpr (F::SPAN == 0) multiply_add(total[n], a, b0, b1);
+                else multiply_add(c[n], a, b0, b1);
+            }
+        }
+        if constexpr (F::SPAN != 0) {
+            if (F::SPAN == 1 || s % 2 == 1) {
+                Pair d = F::scales(part, lane, s);
+#pragma unroll
+                for (int n = 0; n < N; n++) {
+                    total[n][0] += d.low * c[n][0];
+                    total[n][1] += d.low * c[n][1];
+                    total[n][2] += d.high * c[n][2];
+                    total[n][3] += d.high * c[n][3];
+                }
+                if constexpr (F::MINIMUM) {
+                    Pair m = F::minima(part, lane, s);
+#pragma unroll
+                    for (int n = 0; n < N; n++) {
+                        const float(&sum)[4] = sums[n][s >> 1];
+                        total[n][0] += m.low * sum[0];
+                        total[n][1] += m.low * sum[1];
+                        total[n][2] += m.high * sum[0];
+                        total[n][3] += m.high * sum[1];
+                    }
+                }
+            }
+        }
+    }
+}
+
+// The warp's share of the columns of some tiles: chunks `first` to `last`.
+template <class F, int N, int SETS, int TILES, int DEPTH>
+__device__ __forceinline__ void multiply_tiles(
+    const u8* const (&tiles)[TILES], int first, int last, const Packed& x, int columns, u8* ring,
+    int lane, float (&total)[TILES][N][4]
+) {
+    constexpr int SUBS = F::COLUMNS / 64, STAGE = TILES * F::BYTES;
+#pragma unroll
+    for (int i = 0; i < DEPTH; i++) {
+        if (first + i < last) fetch<F, TILES>(ring + i * STAGE, tiles, first + i, lane);
+        commit_copies();
+    }
+    let_next_start();
+    wait_for_previous();
+    int place = 0;
+    for (int chunk = first; chunk < last; chunk++) {
+        wait_copies<DEPTH - 1>();
+        __syncwarp();
+        u8* stage = ring + place * STAGE;
+#pragma unroll 1
+        for (int sub = 0; sub < SUBS; sub++) {
+            uint4 b[N * SETS][2];
+            float sums[N][2][4];
+            const uint4* from =
+                (const uint4*)x.data + (i64)(chunk * SUBS + sub) * N * SETS * 64 + lane;
+#pragma unroll
+            for (int n = 0; n < N * SETS; n++) {
+                bool used = n / SETS * 8 + (lane >> 2) < columns;
+                b[n][0] = used ? from[n * 64] : make_uint4(0, 0, 0, 0);
+                b[n][1] = used ? from[n * 64 + 32] : make_uint4(0, 0, 0, 0);
+            }
+            if constexpr (F::MINIMUM) {
+                const u32 ones[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
+#pragma unroll
+                for (int i = 0; i < 2 * N * SETS; i++) {
+                    float(&sum)[4] = sums[i / 2 / SETS][i & 1];
+                    const uint4& own = b[i / 2][i & 1];
+                    if (i / 2 % SETS == 0) {
+#pragma unroll
+                        for (int k = 0; k < 4; k++) sum[k] = 0.0f;
+                    }
+                    multiply_add(sum, ones, own.x, own.y);
+                    multiply_add(sum, ones, own.z, own.w);
+                }
+            }
+#pragma unroll
+            for (int r = 0; r < TILES; r++)
+                multiply_part<F, N, SETS>(stage + r * F::BYTES, sub, lane, b, sums, total[r]);
+        }
+        __syncwarp();
+        if (chunk + DEPTH < last) fetch<F, TILES>(stage, tiles, chunk + DEPTH, lane);
+        commit_copies();
+        place = place + 1 == DEPTH ? 0 : place + 1;
+    }
+    wait_copies<0>();
+}
+
+// What a block's warps have for one output row and one row of x, added up in a fixed order.
+template <int N, int TILES>
+__device__ __forceinline__ float collect(
+    const float* parts, int first, int last, int row, int token, bool split
+) {
+    int column = split ? 2 * token : token;
+    int lane = (row & 7) * 4 + ((column & 7) >> 1);
+    int at = (((row >> 4) * N + (column >> 3)) * 32 + lane) * 4 + ((row >> 3) & 1) * 2;
+    float sum = 0.0f;
+    for (int warp = first; warp < last; warp++) {
+        const float* p = parts + warp * TILES * N * 128 + at;
+        sum += split ? p[0] + p[1] : p[column & 1];
+    }
+    return sum;
+}
+
+template <class F0, class F1, int N, int SETS, int TILES, int DEPTH, bool GATED>
+__device__ __forceinline__ void product(const Product& p) {
+    extern __shared__ __align__(16) u8 memory[];
+    constexpr int ROOM = DEPTH * TILES * (F0::BYTES > F1::BYTES ? F0::BYTES : F1::BYTES);
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    // Which tiles, and which share of the columns.
+    int group = blockIdx.x, number = 0, share = warp, shares = WARPS;
+    if (GATED) {
+        number = warp / (WARPS / 2);
+        share = warp % (WARPS / 2);
+        shares = WARPS / 2;
+    } else {
+        while (number + 1 < p.count) {
+            int groups = (p.segments[number].tiles + TILES - 1) / TILES;
+            if (group < groups) break;
+            group -= groups;
+            number++;
+        }
+    }
+    const Segment& segment = p.segments[number];
+    float total[TILES][N][4];
+#pragma unroll
+    for (int r = 0; r < TILES; r++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) total[r][n][i] = 0.0f;
+    auto run = [&](auto format) {
+        using F = decltype(format);
+        const int chunks = p.chunks * 64 / F::COLUMNS;
+        const u8* tiles[TILES];
+#pragma unroll
+        for (int r = 0; r < TILES; r++) {
+            int tile = min(group * TILES + r, segment.tiles - 1);
+            tiles[r] = segment.weights + (i64)tile * chunks * F::BYTES;
+        }
+        multiply_tiles<F, N, SETS, TILES, DEPTH>(
+            tiles, chunks * share / shares, chunks * (share + 1) / shares, p.x, p.columns,
+            memory + warp * ROOM, lane, total);
+    };
+    if (segment.format == 0) run(F0());
+    else run(F1());
+    __syncthreads();  // the rings are read no more
+    float* parts = (float*)memory;
+#pragma unroll
+    for (int r = 0; r < TILES; r++)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+            ((float4*)parts)[((warp * TILES + r) * N + n) * 32 + lane] =
+                make_float4(total[r][n][0], total[r][n][1], total[r][n][2], total[r][n][3]);
+    __syncthreads();
+    const bool split = p.x.form == FRAGMENTS_SPLIT;
+    for (int i = threadIdx.x; i < 16 * TILES * p.rows; i += WARPS * 32) {
+        int token = i / (16 * TILES), row = i % (16 * TILES);
+        int out = group * TILES * 16 + row;
+        if (out >= segment.rows) continue;
+        if (GATED) {
+            float gate = p.segments[0].scale *
+                         collect<N, TILES>(parts, 0, WARPS / 2, row, token, split);
+            float up = p.segments[1].scale *
+                       collect<N, TILES>(parts, WARPS / 2, WARPS, row, token, split);
+            if (p.segments[0].bias) gate += p.segments[0].bias[out];
+            if (p.segments[1].bias) up += p.segments[1].bias[out];
+            float y = silu(gate) * up;
+            if (p.segments[0].out) p.segments[0].out[(i64)token * segment.rows + out] = y;
+            if (p.y.form) store_packed(p.y, token, out, y);
+        } else {
+            float y = segment.scale * collect<N, TILES>(parts, 0, WARPS, row, token, split);
+            i64 at = (i64)token * segment.rows + out;
+            if (segment.bias) y += segment.bias[out];
+            if (segment.residual) y += segment.residual[at];
+            segment.out[at] = y;
+        }
+    }
+}
+
+// Shared memory: WARPS * DEPTH * TILES chunks of the larger format.
+#define PRODUCT(NAME, F0, F1, N, SETS, TILES, DEPTH, GATED, BLOCKS)       \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) NAME( \
+        const __grid_constant__ Product p                                  \
+    ) {                                                                    \
+        product<F0, F1, N, SETS, TILES, DEPTH, GATED>(p);                  \
+    }

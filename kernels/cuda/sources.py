@@ -1,0 +1,141 @@
+"""What is handed to the compiler. Nothing here needs a GPU, so that all of it compiles in tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from raygraft.kernels.cuda.formats import FORMATS
+
+OPTIONS = ("-std=c++17",)
+WARPS = 8
+"""Of a block of `matvec.cu`."""
+DECODE_DEPTH = 3
+"""How far `decode_attention.cu` fetches ahead."""
+ATTENTION_SIZES = (64, 128, 256)
+"""Head sizes that `prompt_attention.cu` is compiled for; others are rounded up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A variant of the product kernel, for up to `rows` rows."""
+
+    name: str
+    rows: int
+    column_tiles: int
+    sets: int
+    """Parts of each number of x that lie in tiles of their own; 1: in columns of their own."""
+    row_tiles: int
+    ring_bytes: int
+    """About how much of a warp's weights is on the way at any time."""
+    blocks: int
+    """Of a multiprocessor, at least: it bounds the registers."""
+
+
+SHAPES = (
+    Shape("few", 4, 1, 1, 1, 4608, 4),
+    Shape("eight", 8, 1, 2, 1, 4608, 3),
+    Shape("sixteen", 16, 2, 2, 2, 4352, 2),
+)
+
+
+def shape_for(rows: int) -> Shape:
+    """The variant for so many rows."""
+    return next(shape for shape in SHAPES if rows <= shape.rows)
+
+
+@cache
+def read(name: str) -> str:
+    """A file of `source/`."""
+    return files("raygraft.kernels.cuda").joinpath("source", name).read_text(encoding="utf-8")
+
+
+def rows_source() -> str:
+    """Norms, gates, sums, rotary positions, the cache's writes, products in float32."""
+    return read("common.cuh") + read("rows.cu")
+
+
+def decode_attention_source() -> str:
+    """Attention of few rows."""
+    depth = f"#define DEPTH {DECODE_DEPTH}\n"
+    return read("common.cuh") + depth + read("decode_attention.cu")
+
+
+def prompt_attention_source() -> str:
+    """Attention of many rows."""
+    return read("common.cuh") + read("prompt_attention.cu")
+
+
+def sample_source() -> str:
+    """Greedy sampling and log probabilities."""
+    return read("common.cuh") + read("sample.cu")
+
+
+def expand_source(kind: str) -> str:
+    """Tiles of one format back to rows."""
+    return read("common.cuh") + read("formats.cuh") + read("expand.cu") + f"EXPAND({kind})\n"
+
+
+def product_source(kinds: tuple[str, str]) -> str:
+    """Few rows times matrices of one format or of two."""
+    warps = f"#define WARPS {WARPS}\n"
+    lines = [read("common.cuh"), read("formats.cuh"), warps, read("matvec.cu")]
+    for shape in SHAPES:
+        for gated in (False, True):
+            depth = ring_depth(kinds, shape)
+            numbers = f"{shape.column_tiles}, {shape.sets}, {shape.row_tiles}, {depth}"
+            name = product_name(shape, gated)
+            flag = "true" if gated else "false"
+            lines.append(
+                f"PRODUCT({name}, {kinds[0]}, {kinds[1]}, {numbers}, {flag}, {shape.blocks})\n"
+            )
+    return "".join(lines)
+
+
+def product_name(shape: Shape, gated: bool) -> str:
+    """Name of a kernel of `product_source`."""
+    return f"product_{shape.name}{'_gated' if gated else ''}"
+
+
+def ring_depth(kinds: tuple[str, str], shape: Shape) -> int:
+    """How many chunks of a warp are on the way at once."""
+    return max(2, shape.ring_bytes // _stage_bytes(kinds, shape))
+
+
+def product_shared_bytes(kinds: tuple[str, str], shape: Shape) -> int:
+    """Shared memory of a block of the product kernel."""
+    return WARPS * ring_depth(kinds, shape) * _stage_bytes(kinds, shape)
+
+
+def decode_attention_shared_bytes(vectors: int, heads: int, cache_type: str) -> int:
+    """Shared memory of a block of the attention of few rows."""
+    piece = {"f32": 16, "f16": 8}[cache_type]
+    rings = 4 * DECODE_DEPTH * 2 * vectors * 32 * piece
+    return max(rings, 4 * heads * 32 * vectors * 4)
+
+
+def prompt_attention_shared_bytes(size: int, cache_type: str) -> int:
+    """Shared memory of a block of the prompt attention."""
+    splits, keys = (2, 32) if cache_type == "f32" else (1, 64)
+    if size == 256:
+        keys //= 2
+    return splits * (64 + 2 * keys) * (size + 8) * 2
+
+
+def _stage_bytes(kinds: tuple[str, str], shape: Shape) -> int:
+    return shape.row_tiles * max(FORMATS[kind].chunk_bytes for kind in kinds)
+
+
+def all_sources() -> dict[str, str]:
+    """Every source that the backend can compile, by a name that says what it is."""
+    found = {
+        "rows": rows_source(),
+        "decode attention": decode_attention_source(),
+        "prompt attention": prompt_attention_source(),
+        "sample": sample_source(),
+    }
+    found |= {f"expand {kind}": expand_source(kind) for kind in FORMATS}
+    found |= {f"product {kind}": product_source((kind, kind)) for kind in FORMATS}
+    found["product Q4_K Q6_K"] = product_source(("Q4_K", "Q6_K"))
+    return found
