@@ -45,7 +45,7 @@ def meet(barrier: int, threads: int, seen: int) -> int:
 def run_share(job: int, scratch: int, barrier: int, thread: int, threads: int) -> None:
     """Run one thread's share of a job: the addresses of a program, a step and counters.
 
-    The counters are an int64 for each instruction, zero at first: the pieces that were dealt out.
+    The counters are an int64 for each instruction and thread, zero at first: what was dealt out.
     """
     program, count, step, counters = word(job), word(job + 8), word(job + 16), word(job + 24)
     met = load_acquire(barrier + 128)  # the arrivals before this run
@@ -55,13 +55,13 @@ def run_share(job: int, scratch: int, barrier: int, thread: int, threads: int) -
             met = meet(barrier, threads, met)
         rows = word(step + at.LOGITS) if word(i + at.LOGIT_SIDE) else word(step + at.STEP_ROWS)
         if rows > 0:  # the head has none while a prompt is read in chunks
-            _instruction(i, step, rows, counters + 8 * number, scratch, thread, threads)
+            _instruction(i, step, rows, counters + 8 * threads * number, scratch, thread, threads)
     meet(barrier, threads, met)
 
 
 @compiled(nogil=True)
 def _instruction(
-    i: int, step: int, rows: int, counter: int, scratch: int, thread: int, threads: int
+    i: int, step: int, rows: int, counters: int, scratch: int, thread: int, threads: int
 ) -> None:
     kind = word(i + at.KIND)
     a = word(i + at.A) + word(i + at.A_STEP) * thread
@@ -78,7 +78,7 @@ def _instruction(
     # Work that each thread does for itself is not divided.
     first, by = (0, 1) if word(i + at.OUT_STEP) != 0 else (thread, threads)
     if kind == at.MATMUL:
-        _product(i, a, rows, out, counter, scratch, threads)
+        _product(i, a, rows, out, counters, scratch, thread, threads)
     elif kind == at.NORM:
         layers.norm(a, weight, out, n0, get_double(i + at.NUMBER), first, rows, by)
     elif kind == at.ROTATE:
@@ -91,7 +91,7 @@ def _instruction(
     elif kind == at.WRITE_CACHE:
         write_cache(i, step, a, first, rows * word(i + KV_HEADS), by)
     elif kind == at.ATTEND:
-        _attention(i, step, a, out, counter, scratch, thread, threads)
+        _attention(i, step, a, out, counters, scratch, thread, threads)
     elif kind in (at.ADD, at.GATE):
         count = n0 * rows
         begin, end = count * thread // threads, count * (thread + 1) // threads
@@ -108,14 +108,22 @@ def _instruction(
 
 
 @compiled(nogil=True)
-def _product(i: int, a: int, rows: int, out: int, counter: int, scratch: int, threads: int) -> None:
-    tiles = word(i + at.TILES)
+def _product(
+    i: int, a: int, rows: int, out: int, counters: int, scratch: int, thread: int, threads: int
+) -> None:
+    """Each thread goes through its own run of tiles, as memory is read fastest in order; one that
+    has finished helps the next."""
+    units = -(-word(i + at.TILES) // UNIT)
     prepare_sums(i, a, rows, scratch)
-    piece = tiles if threads == 1 else UNIT * max(1, tiles // (UNIT * _PIECES * threads))
-    first = fetch_add(counter, piece)
-    while first < tiles:
-        product_tiles(i, first, min(first + piece, tiles), a, rows, out, scratch)
-        first = fetch_add(counter, piece)
+    piece = max(1, units // (_PIECES * threads))
+    for helped in range(threads):
+        owner = (thread + helped) % threads
+        begin, end = units * owner // threads, units * (owner + 1) // threads
+        first = begin + fetch_add(counters + 8 * owner, piece)
+        while first < end:
+            last = min(UNIT * min(first + piece, end), word(i + at.TILES))
+            product_tiles(i, UNIT * first, last, a, rows, out, scratch)
+            first = begin + fetch_add(counters + 8 * owner, piece)
 
 
 @compiled(nogil=True)

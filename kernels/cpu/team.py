@@ -67,7 +67,7 @@ def run_job(job: int, step: int) -> None:
     own = job + 16 if word(step + FEW) else job
     program, count = word(own), word(own + 8)
     counters, shared = word(job + 32), word(job + 40)
-    for number in range(count):
+    for number in range(count * word(job + 56)):
         put_word(counters + 8 * number, 0)
     put_word(shared + _JOB, program)
     put_word(shared + _JOB + 8, count)
@@ -110,7 +110,7 @@ class Team:
         """What `run` takes: two programs `[instructions, fields]`, and what they run with."""
         if not self._started:
             self._start()
-        counters = np.zeros(max(len(many), len(few)) or 1, np.int64)
+        counters = np.zeros(max(len(many), len(few), 1) * self.threads, np.int64)
         self._kept += [many, few, counters]
         scratch = self._scratch[0].ctypes.data
         programs = (many.ctypes.data, len(many), few.ctypes.data, len(few))
