@@ -33,6 +33,8 @@ _NEEDED = dict.fromkeys(("x86_64", "amd64"), ("avx2", "fma", "f16c"))
 class CpuBackend(Backend):
     """Every operator, weights in their own quantisation, activations in float32."""
 
+    loads_beside = True
+
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
         missing = [

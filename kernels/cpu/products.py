@@ -15,7 +15,7 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from raygraft.kernels.cpu.formats import Format, Group
+from raygraft.kernels.cpu.formats import PANEL, Format, Group
 from raygraft.kernels.cpu.lanes import (
     FLOAT_BYTES,
     WORD,
@@ -32,6 +32,10 @@ DOT_ROWS = 8
 """Most rows of one call of `dot`."""
 WIDEN = DOT_ROWS
 """Place of `widen` among a format's functions; `dot` of n rows has place n - 1."""
+
+_AHEAD = 4096
+"""Bytes that are asked for ahead of time: the processor's own guess ends with a page."""
+_LINE = 64
 
 # What fits the registers: AVX-512 and NEON have 32, of 16 and 4 floats, AVX2 has 16 of 8.
 MULTIPLY_ROWS, MULTIPLY_TILES = (12, 2) if has_feature("avx512f") else (6, 1)
@@ -65,7 +69,12 @@ def _write_dot(module: ir.Module, kind: Format, rows: int) -> None:
     starts = _rows(Address(builder, x), stride, rows)
     sum_starts = _rows(Address(builder, sums), sums_stride, rows)
 
+    column_bytes = kind.tile_bytes(PANEL) // PANEL
+
     def add_group(group: Group) -> None:
+        ahead = Address(builder, tile) + builder.mul(group.column, WORD(column_bytes))
+        for line in range(0, group.count * column_bytes, _LINE):
+            (ahead + _AHEAD + line).prefetch()
         at = builder.mul(group.column, WORD(4))
         products = _products(group, [start + at for start in starts])
         for row, result in enumerate(results):

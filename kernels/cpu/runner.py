@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from raygraft.kernels.cpu import attention, matmul
 from raygraft.kernels.cpu.assembly import Assembler, Cache, Floats, Weight
 from raygraft.kernels.cpu.cache import CacheLayout
 from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
+from raygraft.kernels.cpu.layers import log_total
 from raygraft.kernels.cpu.packing import PackedWeight
 from raygraft.kernels.cpu.products import DOT_ROWS
 from raygraft.kernels.cpu.team import Team, job_function
@@ -121,6 +122,23 @@ class CpuRunner(Runner):
                 )
         self._job = None
 
+    def export_state(self, name: str, pages: Sequence[int]) -> tuple[Array, ...]:
+        """Keys and values, as bytes."""
+        return tuple(paged[pages] for paged in self._pages_of(name))
+
+    def import_state(self, name: str, pages: Sequence[int], content: tuple[Array, ...]) -> None:
+        """See `Runner.import_state`."""
+        for paged, own in zip(self._pages_of(name), content, strict=True):
+            paged[pages] = own
+
+    def _pages_of(self, name: str) -> tuple[Array, Array]:
+        """A cache's keys and values `[blocks, bytes]`."""
+        cache = self._caches[name]
+        layout, heads = cache.layout, cache.layout.state.kv_heads
+        keys = cache.keys[:-FLOAT_BYTES].reshape(-1, heads * layout.keys_page)
+        values = cache.values[:-FLOAT_BYTES].reshape(-1, heads * layout.values_page)
+        return keys, values
+
     def run(self, step: Step, inputs: Values) -> dict[str, Array]:
         """Compute one step."""
         job = self._assembled()
@@ -133,7 +151,9 @@ class CpuRunner(Runner):
         for name in self._kept:
             found[name] = buffers[name][: self._rows(name, step)]
         for op in self._sampling:
-            found.update(zip(op.outputs, sample(found[op.inputs[0]], step.sampling), strict=True))
+            found.update(
+                zip(op.outputs, sample(found[op.inputs[0]], step.sampling, log_total), strict=True)
+            )
         return {name: found[name] for name in self._subgraph.outputs}
 
     def native(self) -> NativeRun | None:

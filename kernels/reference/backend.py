@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -37,6 +38,8 @@ READABLE = {"F32", "F16", *(kind.name for kind in quants._type_traits)}
 
 class ReferenceBackend(Backend):
     """Every operator, for every weight type, in float32."""
+
+    loads_beside = True
 
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
@@ -92,6 +95,16 @@ class ReferenceRunner(Runner):
             for op in self._subgraph.operators
             if op.state is not None
         }
+
+    def export_state(self, name: str, pages: Sequence[int]) -> tuple[Array, ...]:
+        """Keys and values."""
+        cache = self._caches[name]
+        return cache.keys[pages], cache.values[pages]
+
+    def import_state(self, name: str, pages: Sequence[int], content: tuple[Array, ...]) -> None:
+        """See `Runner.import_state`."""
+        cache = self._caches[name]
+        cache.keys[pages], cache.values[pages] = content
 
     def run(self, step: Step, inputs: Values) -> dict[str, Array]:
         """Compute one step, operator by operator."""

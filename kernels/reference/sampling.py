@@ -8,6 +8,8 @@ by (seed, stream) with the position as its counter.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,8 +20,16 @@ Logits = NDArray[np.float32]
 _BLOCK = 64
 
 
+def log_total(logits: Logits) -> float:
+    """What is subtracted from logits to make them log probabilities, summed in float64."""
+    highest = np.max(logits)
+    return float(highest) + float(np.log(np.sum(np.exp(logits - highest), dtype=np.float64)))
+
+
 def sample(
-    logits: NDArray[np.float32], sampling: Sampling
+    logits: NDArray[np.float32],
+    sampling: Sampling,
+    log_total: Callable[[Logits], float] = log_total,
 ) -> tuple[Ints, NDArray[np.float32], Ints, NDArray[np.float32]]:
     """Token ids `[rows, 1]`, their log probabilities, and the best ones with theirs `[rows, n]`.
 
@@ -40,12 +50,6 @@ def sample(
             top = _best(raw, count)
             best_ids[row, : len(top)], best[row, : len(top)] = top, raw[top] - total
     return ids, chosen, best_ids, best
-
-
-def log_total(logits: Logits) -> float:
-    """What is subtracted from logits to make them log probabilities, summed in float64."""
-    highest = np.max(logits)
-    return float(highest) + float(np.log(np.sum(np.exp(logits - highest), dtype=np.float64)))
 
 
 def _best(x: Logits, count: int) -> NDArray[np.intp]:
