@@ -22,7 +22,7 @@ from raygraft.kernels.cpu.cache import CACHE_CODES, CacheLayout
 from raygraft.kernels.cpu.formats import PANEL
 from raygraft.kernels.cpu.fusing import Work, fuse
 from raygraft.kernels.cpu.packing import PackedWeight
-from raygraft.kernels.cpu.products import DOT_ROWS, format_functions, multiply_functions
+from raygraft.kernels.cpu.products import FEW_ROWS, format_functions, multiply_functions
 
 Floats = NDArray[np.float32]
 Weight = PackedWeight | Floats
@@ -111,7 +111,7 @@ class Assembler:
             if i.kind == at.NORM and i.out not in self._kept and readers and only_products:
                 i.private = True
                 if i.out not in self._private:
-                    size = DOT_ROWS * self._values[i.out].width + _SLACK
+                    size = FEW_ROWS * self._values[i.out].width + _SLACK
                     self._private[i.out] = np.zeros((self._threads, size), np.float32)
 
     def _write(self, row: NDArray[np.int64], i: Instruction, few: bool) -> None:

@@ -1,6 +1,6 @@
 """Products with packed weights, and what is fused to them: bias, residual sum, gate.
 
-Up to eight rows read the packed bytes once and multiply as they unpack: that is decoding. More rows
+Up to sixteen rows read the packed bytes and multiply as they unpack: that is decoding. More rows
 widen part of a tile to floats, in memory that stays in the cache, and use it for all rows: that is
 a prompt. Either way the products of one or two tiles land in scratch memory, and leave it finished.
 """
@@ -28,7 +28,7 @@ from raygraft.kernels.cpu.instructions import (
     C,
 )
 from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
-from raygraft.kernels.cpu.products import DOT_ROWS, MULTIPLY_ROWS, MULTIPLY_TILES, WIDEN
+from raygraft.kernels.cpu.products import DOT_ROWS, FEW_ROWS, MULTIPLY_ROWS, MULTIPLY_TILES, WIDEN
 from raygraft.kernels.cpu.vector import (
     add,
     divide,
@@ -58,7 +58,7 @@ _SUMS = _SECOND_RESULTS + _RESULTS
 
 def scratch_bytes(columns: int) -> int:
     """What a thread needs: widened tiles, two sets of results, two sets of sums of few rows."""
-    return _SUMS + 2 * DOT_ROWS * 4 * (columns // LANES)
+    return _SUMS + 2 * FEW_ROWS * 4 * (columns // LANES)
 
 
 @compiled(nogil=True)
@@ -85,7 +85,7 @@ def _group_sums(x: int, rows: int, columns: int, group: int, target: int) -> Non
 def prepare_sums(i: int, a: int, rows: int, scratch: int) -> None:
     """The sums of few rows that the weights of instruction i need."""
     columns = word(i + COLUMNS)
-    if rows <= DOT_ROWS:
+    if rows <= FEW_ROWS:
         for weight, sums in ((i + FIRST, _SUMS), (i + SECOND, _second_sums(columns))):
             if word(weight + SUMS) > 0:
                 _group_sums(a, rows, columns, word(weight + SUMS), scratch + sums)
@@ -93,7 +93,7 @@ def prepare_sums(i: int, a: int, rows: int, scratch: int) -> None:
 
 @compiled(nogil=True)
 def _second_sums(columns: int) -> int:
-    return _SUMS + DOT_ROWS * 4 * (columns // LANES)
+    return _SUMS + FEW_ROWS * 4 * (columns // LANES)
 
 
 @compiled(nogil=True)
@@ -107,7 +107,7 @@ def product_tiles(i: int, first: int, last: int, a: int, rows: int, out: int, sc
     more_sums = _second_sums(columns)
     for tile in range(first, last, UNIT):
         tiles = min(UNIT, last - tile)
-        if rows <= DOT_ROWS:
+        if rows <= FEW_ROWS:
             _few_rows(i, i + FIRST, tile, tiles, a, rows, scratch + _FIRST_RESULTS, scratch + _SUMS)
             if gated:
                 results, sums = scratch + _SECOND_RESULTS, scratch + more_sums
@@ -130,12 +130,14 @@ def _few_rows(
 ) -> None:
     """Products with whole tiles. The results of a row lie `_STRIDE` bytes after the row before."""
     columns = word(i + COLUMNS)
-    function = word(word(weight + FUNCTIONS) + 8 * (rows - 1))
+    stride, sums_stride = 4 * columns, 4 * (columns // LANES)
     for number in range(tiles):
         tile = word(weight + WEIGHT) + word(weight + TILE_BYTES) * (first + number)
-        out = results + FLOAT_BYTES * number
-        stride = 4 * columns
-        call(function, (tile, columns, a, stride, sums, 4 * (columns // LANES), out, _STRIDE))
+        for row in range(0, rows, DOT_ROWS):
+            function = word(word(weight + FUNCTIONS) + 8 * (min(DOT_ROWS, rows - row) - 1))
+            x, own = a + stride * row, sums + sums_stride * row
+            out = results + _STRIDE * row + FLOAT_BYTES * number
+            call(function, (tile, columns, x, stride, own, sums_stride, out, _STRIDE))
 
 
 @compiled(nogil=True)

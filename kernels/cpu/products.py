@@ -30,6 +30,8 @@ from raygraft.kernels.cpu.machine_code import compile_module
 
 DOT_ROWS = 8
 """Most rows of one call of `dot`."""
+FEW_ROWS = 2 * DOT_ROWS
+"""Rows up to which two calls of `dot`, on a tile that stays in the cache, beat widening."""
 WIDEN = DOT_ROWS
 """Place of `widen` among a format's functions; `dot` of n rows has place n - 1."""
 

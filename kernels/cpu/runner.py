@@ -21,7 +21,7 @@ from raygraft.kernels.cpu.cache import CacheLayout
 from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
 from raygraft.kernels.cpu.layers import log_total
 from raygraft.kernels.cpu.packing import PackedWeight
-from raygraft.kernels.cpu.products import DOT_ROWS
+from raygraft.kernels.cpu.products import FEW_ROWS
 from raygraft.kernels.cpu.team import Team, job_function
 from raygraft.kernels.reference.sampling import sample
 
@@ -44,7 +44,7 @@ class DescribedSteps:
         names = ("positions", "sequence", "block_tables", "logit_rows", "tokens")
         arrays = [np.ascontiguousarray(getattr(step, name), np.int32) for name in names]
         runs = _runs(arrays[0], arrays[1])
-        few = len(runs) == step.rows <= DOT_ROWS
+        few = len(runs) == step.rows <= FEW_ROWS
         positions, sequence, tables, wanted, tokens = (array.ctypes.data for array in arrays)
         words = np.array(
             (
