@@ -25,12 +25,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
-from gguf.constants import GGML_QUANT_SIZES
+from random_model import SHAPES, write_random_model
 from rich.console import Console
 from rich.table import Table
 
@@ -41,125 +41,12 @@ from raygraft.graph.graph import Graph
 from raygraft.graph.step import Sampling, Step
 from raygraft.kernels.base import BackendOptions
 from raygraft.kernels.cuda.backend import CudaBackend
-from raygraft.kernels.cuda.launches import Counts
+from raygraft.kernels.cuda.buffers import Counts
 from raygraft.kernels.cuda.runner import CudaRunner
 
 BLOCK_SIZE = 16
 PAGES = 264  # of a sequence: room for the longest prompt
 CONTEXT = 512
-SCALES = {"Q8_0": (0,), "Q4_K": (0, 2), "Q6_K": (208,)}
-
-
-class Shape(NamedTuple):
-    """Sizes of the model."""
-
-    blocks: int = 32
-    width: int = 4096
-    heads: int = 32
-    kv_heads: int = 8
-    feed_forward: int = 14336
-    vocabulary: int = 128256
-
-
-def types_of(name: str, blocks: int) -> Callable[[str], str]:
-    """The type of each tensor, in a file of such a name. Q4_K_M as llama.cpp mixes it."""
-
-    def kind(tensor: str) -> str:
-        if "norm" in tensor:
-            return "F32"
-        if name != "Q4_K_M":
-            return name
-        if tensor == "output.weight":
-            return "Q6_K"
-        if "attn_v" in tensor or "ffn_down" in tensor:
-            number = int(tensor.split(".")[1])
-            more = number < blocks // 8 or number >= 7 * blocks // 8
-            return "Q6_K" if more or (number - blocks // 8) % 3 == 2 else "Q4_K"
-        return "Q4_K"
-
-    return kind
-
-
-def write_model(path: Path, name: str, shape: Shape) -> Path:
-    """A file with random weights; numbers repeat after some megabytes."""
-    writer = GGUFWriter(path, "llama")
-    writer.add_quantization_version(2)
-    writer.add_block_count(shape.blocks)
-    writer.add_context_length(8192)
-    writer.add_embedding_length(shape.width)
-    writer.add_feed_forward_length(shape.feed_forward)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(shape.width // shape.heads)
-    writer.add_rope_freq_base(500000.0)
-    writer.add_vocab_size(shape.vocabulary)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([f"t{n}" for n in range(shape.vocabulary)])
-    writer.add_token_types([1] * shape.vocabulary)
-    writer.add_token_merges(["t 1"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    kind = types_of(name, shape.blocks)
-    sizes = dict(_tensors(shape))
-    for tensor, own in sizes.items():
-        form = GGMLQuantizationType[kind(tensor)]
-        block, size = GGML_QUANT_SIZES[form]
-        count = int(np.prod(own)) // block * size
-        writer.add_tensor_info(tensor, own, np.dtype(np.float32), count, raw_dtype=form)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    pools: dict[str, np.ndarray[Any, Any]] = {}
-    for tensor, own in sizes.items():
-        if kind(tensor) not in pools:
-            pools[kind(tensor)] = _pool(kind(tensor), shape.width)
-        pool = pools[kind(tensor)]
-        block, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind(tensor)]]
-        count = int(np.prod(own)) // block * size
-        repeated = (
-            np.tile(pool, -(-count // pool.size))[:count] if count > pool.size else pool[:count]
-        )
-        if "norm" in tensor:
-            repeated = np.ones(own, np.float32).view(np.uint8)
-        writer.write_tensor_data(repeated)
-    writer.close()
-    return path
-
-
-def _tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    keys = s.kv_heads * (s.width // s.heads)
-    yield "token_embd.weight", (s.vocabulary, s.width)
-    for n in range(s.blocks):
-        yield f"blk.{n}.attn_norm.weight", (s.width,)
-        yield f"blk.{n}.ffn_norm.weight", (s.width,)
-        yield f"blk.{n}.attn_q.weight", (s.width, s.width)
-        yield f"blk.{n}.attn_k.weight", (keys, s.width)
-        yield f"blk.{n}.attn_v.weight", (keys, s.width)
-        yield f"blk.{n}.attn_output.weight", (s.width, s.width)
-        yield f"blk.{n}.ffn_gate.weight", (s.feed_forward, s.width)
-        yield f"blk.{n}.ffn_up.weight", (s.feed_forward, s.width)
-        yield f"blk.{n}.ffn_down.weight", (s.width, s.feed_forward)
-    yield "output_norm.weight", (s.width,)
-    yield "output.weight", (s.vocabulary, s.width)
-
-
-def _pool(kind: str, width: int) -> np.ndarray[Any, Any]:
-    """Some megabytes of random blocks, whose weights have a deviation of about width ** -0.5."""
-    rng = np.random.default_rng(1)
-    wanted = float(width) ** -0.5
-    count = 32 * 2**20
-    if kind in ("F16", "F32", "BF16"):
-        values = rng.standard_normal(count // 4, np.float32) * np.float32(wanted)
-        return (values.astype(np.float16) if kind == "F16" else values).view(np.uint8)
-    _, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
-    blocks = rng.integers(0, 256, (count // size, size), dtype=np.uint8)
-    deviation = {"Q8_0": 74.0, "Q4_K": 258.0, "Q6_K": 74 * 18.5}[kind]
-    for number, place in enumerate(SCALES[kind]):
-        scale = np.array([wanted / deviation * (7.5 if number else 1.0)], np.float16)
-        blocks[:, place : place + 2] = scale.view(np.uint8)
-    return blocks.reshape(-1)
 
 
 def greedy(rows: int) -> Sampling:
@@ -357,15 +244,18 @@ def kinds_of(whole: Whole) -> dict[str, list[Any]]:
     return found
 
 
-def llama_bench(binary: str, model: Path, what: list[str]) -> float:
-    """Tokens per second of one of llama-bench's tests, all layers on the GPU."""
+def llama_bench(binary: str, model: Path, what: list[str], tests: int) -> list[float]:
+    """Tokens per second of so many of llama-bench's tests, all layers on the GPU."""
     command = [binary, "-m", str(model), "-ngl", "99", "-r", "3", "-o", "json", "-fa", "1", *what]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
-        return float(json.loads(done.stdout)[0]["avg_ts"])
-    except (json.JSONDecodeError, IndexError, KeyError):
+        found = [float(test["avg_ts"]) for test in json.loads(done.stdout)]
+    except (json.JSONDecodeError, KeyError):
+        found = []
+    if len(found) != tests:
         print(done.stderr[-2000:], file=sys.stderr)
-        return float("nan")
+        return [float("nan")] * tests
+    return found
 
 
 def batched_bench(binary: str, model: Path, batch: int) -> float:
@@ -383,12 +273,27 @@ def batched_bench(binary: str, model: Path, batch: int) -> float:
 
 
 @contextmanager
-def model_file(folder: Path, name: str, shape: Shape) -> Iterator[Path]:
+def model_file(folder: Path, name: str, layers: int) -> Iterator[Path]:
+    """A file of 8B's shape while it is needed; numbers repeat after some megabytes."""
     path = folder / f"bench-{name}.gguf"
+    shape = replace(SHAPES["8b"], layers=layers)
     try:
-        yield write_model(path, name, shape)
+        yield write_random_model(path, name, shape, 8192, tied=False, repeat=True)
     finally:
         path.unlink(missing_ok=True)
+
+
+def their_turn(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """The same tests by llama.cpp, where its programs are given."""
+    found = {}
+    if binary := arguments.llama_bench:
+        what = ["-p", "0", "-n", "64", "-d", str(CONTEXT)]
+        (found["decode 1"],) = llama_bench(binary, path, what, 1)
+        prompts = llama_bench(binary, path, ["-n", "0", "-p", "512,4096"], 2)
+        found["prompt 512"], found["prompt 4096"] = prompts
+    if arguments.batched_bench:
+        found["decode 16"] = batched_bench(arguments.batched_bench, path, 16)
+    return found
 
 
 def measure(name: str, path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -406,23 +311,20 @@ def measure(name: str, path: Path, arguments: argparse.Namespace) -> dict[str, A
     if arguments.cut:
         actor = OneActor(whole, graph, weights, limits)
         targets += [actor, StageByStage(actor)]
-    tests: dict[str, tuple[Callable[[Any], float], list[str]]] = {
-        "decode 1": (lambda t: decode_tps(t, 1), ["-p", "0", "-n", "64", "-d", str(CONTEXT)]),
-        "decode 16": (lambda t: decode_tps(t, 16), []),
-        "prompt 512": (lambda t: prompt_tps(t, 512, arguments.rows), ["-n", "0", "-p", "512"]),
-        "prompt 4096": (lambda t: prompt_tps(t, 4096, arguments.rows), ["-n", "0", "-p", "4096"]),
+    tests: dict[str, Callable[[Any], float]] = {
+        "decode 1": lambda target: decode_tps(target, 1),
+        "decode 16": lambda target: decode_tps(target, 16),
+        "prompt 512": lambda target: prompt_tps(target, 512, arguments.rows),
+        "prompt 4096": lambda target: prompt_tps(target, 4096, arguments.rows),
     }
     turns: dict[str, dict[str, list[float]]] = {test: {} for test in tests}
-    for _ in range(arguments.runs):
-        for test, (own, theirs) in tests.items():
+    for run in range(arguments.runs):
+        for test, own in tests.items():
             for target in targets:
-                turns[test].setdefault(target.name, []).append(own(target))
-            if arguments.llama_bench and theirs:
-                peer = llama_bench(arguments.llama_bench, path, theirs)
-                turns[test].setdefault("llama.cpp", []).append(peer)
-            if arguments.batched_bench and not theirs:
-                peer = batched_bench(arguments.batched_bench, path, 16)
-                turns[test].setdefault("llama.cpp", []).append(peer)
+                if run == 0 or not isinstance(target, StageByStage):  # slow, and far off
+                    turns[test].setdefault(target.name, []).append(own(target))
+        for test, tps in their_turn(path, arguments).items():
+            turns[test].setdefault("llama.cpp", []).append(tps)
     found["tokens/s"] = {
         test: {who: statistics.median(values) for who, values in own.items()}
         for test, own in turns.items()
@@ -471,7 +373,7 @@ def main() -> None:
     console = Console(width=110)
     results = []
     for name in arguments.formats:
-        with model_file(arguments.folder, name, Shape(blocks=arguments.blocks)) as path:
+        with model_file(arguments.folder, name, arguments.blocks) as path:
             results.append(measure(name, path, arguments))
         show(results[-1], console)
         if arguments.json:

@@ -5,8 +5,11 @@
 The blocks are drawn in the format itself, random quants with scales that give each matrix a
 standard deviation of 1/sqrt(columns), so that a gigabyte takes seconds and activations stay finite.
 The embeddings are tied to the output and have the type that llama.cpp's quantize would choose:
-Q6_K (Q8_0 in widths that are no multiple of 256), unless the whole file is Q8_0 or larger. The
-tokenizer knows the 256 bytes; the rest of the vocabulary is unused tokens.
+Q6_K (Q8_0 in widths that are no multiple of 256), unless the whole file is Q8_0 or larger. With
+`--untied` the output is a matrix of its own, and the embeddings have the file's type. Q4_K_M is
+llama.cpp's mix of Q4_K and Q6_K. `--repeat` draws some megabytes of each type and repeats them:
+faster than drawing all of a large file. The tokenizer knows the 256 bytes; the rest of the
+vocabulary is unused tokens.
 """
 
 from __future__ import annotations
@@ -84,6 +87,8 @@ SCALES = {
 """Where a block has its float16 scale, where that of its minima, and how much of the scale the
 latter is: as much as takes the mean of unsigned quants away (ggml-common.h in llama.cpp)."""
 FLOATS = ("F32", "F16", "BF16")
+MIX = "Q4_K_M"
+REPEATED_BYTES = 32 * 2**20
 
 
 def random_blocks(name: str, kind: GGMLQuantizationType, rows: int, columns: int) -> Bytes:
@@ -128,16 +133,66 @@ def embedding_type(kind: str, width: int) -> str:
     return "Q8_0" if width % 256 else "Q6_K"
 
 
-def write_random_model(path: Path, kind: str, shape: Shape, context: int = 4096) -> Path:
+def matrix_type(kind: str, name: str, layers: int) -> str:
+    """The type of a matrix in a file of such a name."""
+    if kind != MIX:
+        return kind
+    if name == "output.weight":
+        return "Q6_K"
+    if "attn_v" not in name and "ffn_down" not in name:
+        return "Q4_K"
+    layer = int(name.split(".")[1])
+    outer = layer < layers // 8 or layer >= 7 * layers // 8
+    return "Q6_K" if outer or (layer - layers // 8) % 3 == 2 else "Q4_K"
+
+
+class _Blocks:
+    """Where the bytes of matrices come from: drawn for each, or repeated."""
+
+    def __init__(self, repeat: bool) -> None:
+        self._repeat = repeat
+        self._pools: dict[tuple[GGMLQuantizationType, int], Bytes] = {}
+
+    def of(self, name: str, kind: GGMLQuantizationType, rows: int, columns: int) -> Bytes:
+        """A matrix, `[rows, bytes of a row]`."""
+        if not self._repeat:
+            return random_blocks(name, kind, rows, columns)
+        key = (kind, columns)
+        if key not in self._pools:
+            elements, size = GGML_QUANT_SIZES[kind]
+            enough = max(1, REPEATED_BYTES // (columns // elements * size))
+            self._pools[key] = random_blocks(str(key), kind, enough, columns)
+        pool = self._pools[key]
+        return np.tile(pool, (-(-rows // len(pool)), 1))[:rows]
+
+
+def write_random_model(
+    path: Path,
+    kind: str,
+    shape: Shape,
+    context: int = 4096,
+    *,
+    tied: bool = True,
+    repeat: bool = False,
+) -> Path:
     """Write the file; whoever reads `path` sees all of it or nothing."""
     unfinished = path.with_suffix(".unfinished")
     writer = GGUFWriter(unfinished, "llama")
     _add_metadata(writer, shape, context)
     _add_tokenizer(writer, shape.vocabulary)
+    embedded = "token_embd.weight"
+    first = embedding_type(kind, shape.width) if tied else matrix_type(kind, embedded, shape.layers)
     matrices = [
-        ("token_embd.weight", embedding_type(kind, shape.width), shape.vocabulary, shape.width),
-        *[(name, kind, rows, columns) for name, rows, columns in shape.matrices()],
+        (embedded, first, shape.vocabulary, shape.width),
+        *[
+            (name, matrix_type(kind, name, shape.layers), rows, columns)
+            for name, rows, columns in shape.matrices()
+        ],
     ]
+    if not tied:
+        output = matrix_type(kind, "output.weight", shape.layers)
+        matrices.append(("output.weight", output, shape.vocabulary, shape.width))
+    blocks = _Blocks(repeat)
     for name, type_name, rows, columns in matrices:
         elements, size = GGML_QUANT_SIZES[GGMLQuantizationType[type_name]]
         row_bytes = columns // elements * size
@@ -154,9 +209,7 @@ def write_random_model(path: Path, kind: str, shape: Shape, context: int = 4096)
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, type_name, rows, columns in matrices:
-        writer.write_tensor_data(
-            random_blocks(name, GGMLQuantizationType[type_name], rows, columns)
-        )
+        writer.write_tensor_data(blocks.of(name, GGMLQuantizationType[type_name], rows, columns))
     for _ in shape.norms():
         writer.write_tensor_data(np.ones(shape.width, np.float32))
     writer.close()
@@ -206,7 +259,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("path", type=Path)
-    parser.add_argument("--quantization", default="Q4_0", choices=[*FLOATS, *SCALES])
+    parser.add_argument("--quantization", default="Q4_0", choices=[*FLOATS, *SCALES, MIX])
+    parser.add_argument("--untied", dest="tied", action="store_false")
+    parser.add_argument("--repeat", action="store_true")
     parser.add_argument("--shape", default="1b", choices=SHAPES)
     for name in Shape.__dataclass_fields__:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="instead of the shape's")
@@ -218,7 +273,10 @@ def main() -> None:
         if getattr(options, name) is not None
     }
     shape = replace(SHAPES[options.shape], **given)
-    path = write_random_model(options.path, options.quantization, shape, options.context)
+    path = write_random_model(
+        options.path, options.quantization, shape, options.context,
+        tied=options.tied, repeat=options.repeat,
+    )  # fmt: skip
     print(f"{path}: {path.stat().st_size / 2**20:.0f} MiB")
 
 

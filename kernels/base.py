@@ -65,6 +65,18 @@ class Runner(ABC):
         How pages lie in memory is the backend's choice; steps name them by number.
         """
 
+    def export_state(self, name: str, pages: Sequence[int]) -> tuple[Array, ...] | None:
+        """What these pages of an attention operator's cache hold, `[pages, ...]` each.
+
+        The operator has this name. None where the cache cannot be taken out; it is then filled
+        anew elsewhere.
+        """
+        return None
+
+    def import_state(self, name: str, pages: Sequence[int], content: tuple[Array, ...]) -> None:
+        """Fill these pages with what a runner of the same backend class has exported."""
+        raise NotImplementedError
+
     @abstractmethod
     def run(self, step: Step, inputs: Values) -> dict[str, Array]:
         """Compute one step.
@@ -91,6 +103,9 @@ class Backend(ABC):
 
     When devices are verified, each check is followed by a new one; the old one is let go before.
     """
+
+    loads_beside = False
+    """Whether another instance may load its part while this one still runs, as for a move."""
 
     def __init__(self, options: BackendOptions) -> None:
         self.options = options

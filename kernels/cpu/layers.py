@@ -187,7 +187,7 @@ def _log_total(x: int, size: int) -> float:
         powers += total(some)
     for k in range(whole, size):
         powers += math.exp(get(x + 4 * k) - highest)
-    return highest + math.log(powers)
+    return float(highest) + math.log(powers)
 
 
 def log_total(logits: NDArray[np.float32]) -> float:

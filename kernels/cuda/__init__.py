@@ -10,7 +10,9 @@
 | `fusion.py`  | which operators of a subgraph run as one                                |
 | `memory.py`  | buffers: shared by all subgraphs of a device, reused once read          |
 | `step.py`    | a step's positions, tables and tokens on the GPU, in one copy           |
-| `launches.py`| each fused operator as kernel launches                                  |
+| `buffers.py` | where a step's values lie, and in which form                            |
+| `rows.py`, `products.py`, `attention.py` | launches of each kind                       |
+| `launches.py`| a whole program as launches                                             |
 | `runner.py`  | a loaded subgraph: graphs captured once, replayed per step              |
 | `backend.py` | the backend's class                                                     |
 """

@@ -11,8 +11,8 @@ from raygraft.graph.operators import CACHE_TYPES, Operator, Signature
 from raygraft.graph.rotary import RotaryEmbedding
 from raygraft.graph.tensors import WeightForm, WeightSlice, WeightSource
 from raygraft.kernels.base import Backend, BackendOptions, Description, Runner
+from raygraft.kernels.cuda.attention import LARGEST_HEAD
 from raygraft.kernels.cuda.gpu import Gpu
-from raygraft.kernels.cuda.launches import LARGEST_HEAD
 from raygraft.kernels.cuda.runner import CudaRunner, Shared
 from raygraft.kernels.cuda.sampling import LARGEST_VOCABULARY
 from raygraft.kernels.cuda.weights import (

@@ -14,9 +14,11 @@ from raygraft.graph.operators import Operator
 from raygraft.graph.step import Step
 from raygraft.kernels.base import Array, Runner, Values
 from raygraft.kernels.cuda import sampling
+from raygraft.kernels.cuda.attention import allocate_cache
+from raygraft.kernels.cuda.buffers import FEW, Counts
 from raygraft.kernels.cuda.fusion import compile_program
 from raygraft.kernels.cuda.gpu import Gpu
-from raygraft.kernels.cuda.launches import FEW, Counts, Launcher, allocate_cache
+from raygraft.kernels.cuda.launches import Launcher
 from raygraft.kernels.cuda.memory import Arena
 from raygraft.kernels.cuda.step import DeviceStep
 from raygraft.kernels.cuda.weights import PackedMatrix, Weight
@@ -84,12 +86,28 @@ class CudaRunner(Runner):
     def allocate_state(self, blocks: int, block_size: int) -> None:
         """One paged cache for each attention operator."""
         with self._gpu.active():
-            self.launcher.caches = {
+            self.launcher.attention.caches = {
                 op.name: allocate_cache(self._gpu, op.state, blocks, block_size, self._cache_type)
                 for op in self._stateful
                 if op.state is not None
             }
         self._graphs.clear()
+
+    def export_state(self, name: str, pages: Sequence[int]) -> tuple[Array, ...] | None:
+        """Keys and values of the pages, as they lie in the cache."""
+        cache = self.launcher.attention.caches[name]
+        with self._gpu.active():
+            chosen = self._gpu.cupy.asarray(np.asarray(pages, np.int64))
+            return tuple(part[chosen].get() for part in (cache.keys, cache.values))
+
+    def import_state(self, name: str, pages: Sequence[int], content: tuple[Array, ...]) -> None:
+        """Fill pages with what `export_state` gave."""
+        cache = self.launcher.attention.caches[name]
+        with self._gpu.active():
+            chosen = self._gpu.cupy.asarray(np.asarray(pages, np.int64))
+            for part, own in zip((cache.keys, cache.values), content, strict=True):
+                part[chosen] = self._gpu.cupy.asarray(own)
+            self._gpu.stream.synchronize()
 
     def run(self, step: Step, inputs: Values) -> dict[str, Array]:
         """Compute one step, from and to the host's memory."""
@@ -115,15 +133,15 @@ class CudaRunner(Runner):
         self.launcher.launch(counts, given)
         if most:
             for op in self._samples:
-                logits = given.get(op.inputs[0]) or self.launcher.floats(op.inputs[0])
+                logits = given.get(op.inputs[0]) or self.launcher.buffers.floats(op.inputs[0])
                 vocabulary = self.subgraph.values[op.inputs[0]].width
                 sampling.launch_greedy(
                     self._gpu, self._shared.arena, logits, vocabulary, counts.logits, most
                 )
         return {
-            name: self.launcher.floats(name)
+            name: self.launcher.buffers.floats(name)
             for name in self.subgraph.outputs
-            if name in self.launcher.kept
+            if name in self.launcher.buffers.kept
         }
 
     def _replay(self, counts: Counts, most: int) -> None:
@@ -162,6 +180,11 @@ class CudaRunner(Runner):
     def _count(self, name: str, counts: Counts) -> int:
         return counts.logits if self.subgraph.values[name].rows == "logits" else counts.tokens
 
+    def _address(self, name: str, counts: Counts) -> int:
+        """Of an input or output in a step of so many rows."""
+        self.launcher.buffers.start(counts, {})
+        return self.launcher.buffers.floats(name)
+
     def _pinned(self, name: str, size: int) -> Array:
         """Host memory of a value that the GPU copies to or from by itself."""
         found = self._staging.get(name)
@@ -175,7 +198,7 @@ class CudaRunner(Runner):
         staging = self._pinned(name, values.nbytes)
         staging.view(values.dtype).reshape(values.shape)[...] = values
         self._gpu.cupy.cuda.runtime.memcpyAsync(
-            self.launcher.floats_of(name, counts), staging.ctypes.data, staging.nbytes,
+            self._address(name, counts), staging.ctypes.data, staging.nbytes,
             self._gpu.cupy.cuda.runtime.memcpyHostToDevice, self._gpu.stream.ptr,
         )  # fmt: skip
 
@@ -190,7 +213,7 @@ class CudaRunner(Runner):
 
     def _copy_out(self, step: Step, counts: Counts, most: int, inputs: Values) -> dict[str, Array]:
         values = self.subgraph.values
-        wanted = [name for name in self.subgraph.outputs if name in self.launcher.kept]
+        wanted = [name for name in self.subgraph.outputs if name in self.launcher.buffers.kept]
         if self._samples and not most:
             wanted += [op.inputs[0] for op in self._samples if op.inputs[0] not in inputs]
         found: dict[str, Array] = {}
@@ -201,7 +224,7 @@ class CudaRunner(Runner):
                 found[name] = np.empty(shape, dtype)
                 continue
             size = rows * values[name].row_bytes
-            address = self.launcher.floats_of(name, counts)
+            address = self._address(name, counts)
             found[name] = self._fetch(name, address, size).view(dtype).reshape(shape)
         samples: Array | None = None
         if most:

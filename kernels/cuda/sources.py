@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -40,6 +41,11 @@ SHAPES = (
 )
 
 
+AttentionVariant = tuple[str, int, int]
+"""Of the attention of few rows: the cache's type, vectors of 32 elements that hold a head, query
+heads of a block."""
+
+
 def shape_for(rows: int) -> Shape:
     """The variant for so many rows."""
     return next(shape for shape in SHAPES if rows <= shape.rows)
@@ -56,10 +62,19 @@ def rows_source() -> str:
     return read("common.cuh") + read("rows.cu")
 
 
-def decode_attention_source() -> str:
+def decode_attention_source(variants: Iterable[AttentionVariant]) -> str:
     """Attention of few rows."""
-    depth = f"#define DEPTH {DECODE_DEPTH}\n"
-    return read("common.cuh") + depth + read("decode_attention.cu")
+    lines = [read("common.cuh"), f"#define DEPTH {DECODE_DEPTH}\n", read("decode_attention.cu")]
+    for cache_type, vectors, heads in variants:
+        name = decode_attention_name((cache_type, vectors, heads))
+        element = {"f32": "float", "f16": "u16"}[cache_type]
+        lines.append(f"ATTEND({name}, {element}, {vectors}, {heads})\n")
+    return "".join(lines)
+
+
+def decode_attention_name(variant: AttentionVariant) -> str:
+    """Name of a kernel of `decode_attention_source`."""
+    return "attend_{}_{}_{}".format(*variant)
 
 
 def prompt_attention_source() -> str:
@@ -131,7 +146,12 @@ def all_sources() -> dict[str, str]:
     """Every source that the backend can compile, by a name that says what it is."""
     found = {
         "rows": rows_source(),
-        "decode attention": decode_attention_source(),
+        "decode attention": decode_attention_source(
+            (cache_type, vectors, heads)
+            for cache_type in ("f32", "f16")
+            for vectors, most in ((1, 4), (2, 4), (3, 4), (4, 4), (8, 2))
+            for heads in (1, most)
+        ),
         "prompt attention": prompt_attention_source(),
         "sample": sample_source(),
     }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from raygraft.graph.step import Step
+from raygraft.kernels.cuda.buffers import FEW
 from raygraft.kernels.cuda.gpu import Gpu
 
 QUERIES = 64
@@ -48,14 +49,18 @@ class DeviceStep:
         sequences, width = step.block_tables.shape
         self._ensure(step.rows, sequences, width)
         rows, staging = self._rows, self._staging
-        tiles = _tiles(step) if step.rows > 1 else np.zeros((0, 3), np.int32)
+        tiles = _tiles(step) if step.rows > FEW else np.zeros((0, 3), np.int32)
         parts = (step.tokens, step.positions, step.sequence, step.logit_rows, tiles.reshape(-1))
         for number, values in enumerate(parts):
             staging[number * rows : number * rows + len(values)] = values
         tables = staging[7 * rows :].reshape(-1, self._stride)
         tables[:sequences, :width] = step.block_tables
         used = 7 * rows + sequences * self._stride
-        self._room[:used].set(staging[:used], stream=self._gpu.stream)
+        runtime = self._gpu.cupy.cuda.runtime
+        runtime.memcpyAsync(
+            self.addresses.tokens, staging.ctypes.data, 4 * used, runtime.memcpyHostToDevice,
+            self._gpu.stream.ptr,
+        )  # fmt: skip
         self.tile_count = len(tiles)
         self._step = step
 

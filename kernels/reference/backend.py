@@ -67,7 +67,7 @@ class ReferenceBackend(Backend):
 
     def load(self, subgraph: Subgraph, weights: WeightSource, limits: Limits) -> Runner:
         """Dequantise the weights; a tied tensor is held once for all subgraphs."""
-        threadpool_limits(self.options.threads, user_api="blas")
+        _limit_threads(self.options.threads)
         if weights is not self._source:
             self._source, self._loaded = weights, {}
         for weight in subgraph.weights:
@@ -75,6 +75,16 @@ class ReferenceBackend(Backend):
                 self._loaded[weight] = weights.read(weight).dequantise()
         own = {weight: self._loaded[weight] for weight in subgraph.weights}
         return ReferenceRunner(subgraph, own, limits.cache_type)
+
+
+_LIMITED: list[int] = []
+
+
+def _limit_threads(threads: int) -> None:
+    """For the whole process. BLAS may hang when this is set anew while another thread computes."""
+    if _LIMITED[-1:] != [threads]:
+        threadpool_limits(threads, user_api="blas")
+        _LIMITED.append(threads)
 
 
 class ReferenceRunner(Runner):

@@ -180,7 +180,9 @@ def test_what_is_wrong_with_a_file(source, name, message, tmp_path):
 
 
 def test_an_unknown_name_lists_the_known(tiny_model):
-    with pytest.raises(ConfigurationError, match=r"'gpu9' is not known; known are cpu, cuda, reference"):
+    with pytest.raises(
+        ConfigurationError, match=r"'gpu9' is not known; known are cpu, cuda, reference"
+    ):
         LLM(tiny_model, devices=["a:backend=gpu9"])
 
 

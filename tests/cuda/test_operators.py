@@ -292,6 +292,23 @@ def test_attention(backend, heads, kv_heads, key_size, value_size, cache_type):
             assert error(found["y"], right) < bound, step.rows
 
 
+@pytest.mark.parametrize("cache_type", ["f32", "f16"])
+def test_pages_go_from_one_runner_to_other_pages_of_another(backend, cache_type):
+    random = np.random.default_rng(9)
+    attributes = (("heads", 2), ("kv_heads", 1), ("scale", 0.3))
+    state = KeyValueState("s", 1, 20, 24)
+    operator = Operator("a", "attention", ("q", "k", "v"), ("y",), (), attributes, state)
+    widths = {"q": 40, "k": 20, "v": 24, "y": 48}
+    one, other = (load(backend, [operator], widths, {}, cache_type) for _ in range(2))
+    steps = [list(range(37)), [37]]
+    for positions in steps:
+        inputs = inputs_of(random, len(positions), {name: widths[name] for name in "qkv"})
+        expected = one.run(step_of([positions], [[3, 1, 7]]), inputs)["y"]
+        if len(positions) > 1:
+            other.import_state("a", [0, 8, 2], one.export_state("a", [3, 1, 7]))
+    assert np.array_equal(other.run(step_of([[37]], [[0, 8, 2]]), inputs)["y"], expected)
+
+
 def test_rotated_attention_is_rotation_then_attention(backend):
     random = np.random.default_rng(8)
     heads, kv_heads, size = 6, 2, 24

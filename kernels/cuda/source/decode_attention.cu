@@ -4,9 +4,13 @@
 // lanes read a key or value together, so that a warp has four tokens at once; each lane keeps
 // 4 * VECTORS elements of a head, and fetches its part of later tokens ahead. Softmax is kept as
 // running maximum and sum (https://arxiv.org/abs/1805.02867).
+//
+// Where the kernel writes the cache itself, all but the newest token has been there since the step
+// before, and so has what describes the step: both are read before the previous kernel has ended.
 
 #define LEAST_SHARE 32
 #define MOST_SPLITS 32
+#define AT_ONCE 16  // shares that are read together when they are joined
 
 struct Attention {
     const float* q;
@@ -16,7 +20,7 @@ struct Attention {
     Packed packed;     // may be absent
     void* keys;
     void* values;
-    float* partial;    // [rows][heads][splits][value_size + 2]
+    float* partial;    // [rows][heads][splits][value_room], then their maxima and sums
     u32* arrived;      // [rows][blocks of heads], zero between launches
     const int* positions;
     const int* sequence;
@@ -29,6 +33,13 @@ struct Attention {
 __device__ __forceinline__ float load_fresh(const float* p) {  // what another block wrote
     float x;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(p));
+    return x;
+}
+
+__device__ __forceinline__ float4 load_fresh4(const float* p) {
+    float4 x;
+    asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "l"(p));
     return x;
 }
 
@@ -60,7 +71,7 @@ __device__ __forceinline__ T to_cache(float x) {
 
 template <class T, int VECTORS, int HEADS>
 __device__ __forceinline__ void attend(const Attention& p) {
-    constexpr int E = 4 * VECTORS, SIZE = 8 * E;
+    constexpr int E = 4 * VECTORS, SIZE = 8 * E, OWN = (HEADS * SIZE + 127) / 128;
     extern __shared__ __align__(16) u8 memory[];  // [warp][DEPTH][key or value][VECTORS][lane]
     __shared__ float queries[HEADS][SIZE];
     __shared__ float shared_state[4][HEADS][2];
@@ -71,8 +82,9 @@ __device__ __forceinline__ void attend(const Attention& p) {
     const int kv_head = blockIdx.y / groups, first = blockIdx.y % groups * HEADS;
     const int count = min(HEADS, group - first), head0 = kv_head * group + first;
     Piece<T>* ring = (Piece<T>*)memory + warp * (DEPTH * 2 * VECTORS * 32) + lane;
+    const bool writes = p.k;
     let_next_start();
-    wait_for_previous();
+    if (!writes) wait_for_previous();
     const int position = p.positions[row], length = position + 1;
     const int* table = p.tables + (i64)p.sequence[row] * p.stride;
     const int even = ((length + gridDim.x - 1) / gridDim.x + 15) & ~15;
@@ -84,16 +96,6 @@ __device__ __forceinline__ void attend(const Attention& p) {
         return ((i64)table[token / p.block_size] * p.kv_heads + kv_head) * p.block_size
                + token % p.block_size;
     };
-    if (p.k && stop == length) {
-        const i64 place = place_of(position);
-        const i64 from = (i64)row * p.kv_heads + kv_head;
-        for (int d = threadIdx.x; d < p.key_size; d += blockDim.x)
-            ((T*)p.keys)[place * p.key_room + d] =
-                to_cache<T>(turned(p.k_turn, position, p.k + from * p.key_size, d));
-        for (int d = threadIdx.x; d < p.value_size; d += blockDim.x)
-            ((T*)p.values)[place * p.value_room + d] = to_cache<T>(p.v[from * p.value_size + d]);
-        __syncthreads();
-    }
     auto fetch = [&](i64 place, int stage) {
         Piece<T>* to = ring + stage * (2 * VECTORS * 32);
 #pragma unroll
@@ -105,18 +107,57 @@ __device__ __forceinline__ void attend(const Attention& p) {
         }
     };
     const int own = start + warp * 4 + (lane >> 3);  // the first of this lane's tokens
+    const int known = writes ? min(stop, position) : stop;  // tokens before it are in the cache
     i64 ahead[DEPTH];
 #pragma unroll
-    for (int i = 0; i < DEPTH; i++) ahead[i] = own + 16 * i < stop ? place_of(own + 16 * i) : 0;
+    for (int i = 0; i < DEPTH; i++) ahead[i] = own + 16 * i < known ? place_of(own + 16 * i) : 0;
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) {
-        if (own + 16 * i < stop) fetch(ahead[i], i);
+        if (own + 16 * i < known) fetch(ahead[i], i);
         commit_copies();
     }
-    for (int i = threadIdx.x; i < HEADS * SIZE; i += blockDim.x) {
-        int h = i / SIZE, d = i % SIZE;
-        const float* from = p.q + ((i64)row * p.heads + head0 + min(h, count - 1)) * p.key_size;
-        queries[h][d] = d < p.key_size ? turned(p.q_turn, position, from, d) * p.scale : 0.0f;
+    if (writes) wait_for_previous();
+    const bool newest = writes && stop == length;
+    const i64 new_head = (i64)row * p.kv_heads + kv_head;
+    auto new_key = [&](int d) {
+        const float* from = p.k + new_head * p.key_size;
+        return to_cache<T>(d < p.key_size ? turned(p.k_turn, position, from, d) : 0.0f);
+    };
+    auto new_value = [&](int d) {
+        return to_cache<T>(d < p.value_size ? p.v[new_head * p.value_size + d] : 0.0f);
+    };
+    // All loads first: they take as long together as one alone.
+    T first_key = 0, first_value = 0;
+    if (newest && threadIdx.x < p.key_room) first_key = new_key(threadIdx.x);
+    if (newest && threadIdx.x < p.value_room) first_value = new_value(threadIdx.x);
+    float turned_queries[OWN];
+#pragma unroll
+    for (int n = 0; n < OWN; n++) {
+        int i = n * 128 + threadIdx.x, h = min(i / SIZE, count - 1), d = i % SIZE;
+        const float* from = p.q + ((i64)row * p.heads + head0 + h) * p.key_size;
+        turned_queries[n] = d < p.key_size ? turned(p.q_turn, position, from, d) * p.scale : 0.0f;
+    }
+#pragma unroll
+    for (int n = 0; n < OWN; n++) {
+        int i = n * 128 + threadIdx.x;
+        if (i < HEADS * SIZE) queries[i / SIZE][i % SIZE] = turned_queries[n];
+    }
+    if (newest) {
+        // To the cache, and to where a copy from the cache would have put it.
+        const i64 place = place_of(position);
+        const int at = position - start, stage = at / 16;
+        Piece<T>* to = (Piece<T>*)memory + (at % 16 / 4) * (DEPTH * 2 * VECTORS * 32)
+                       + stage * (2 * VECTORS * 32) + at % 4 * 8;
+        for (int d = threadIdx.x; d < p.key_room; d += 128) {
+            T x = d < 128 ? first_key : new_key(d);
+            ((T*)p.keys)[place * p.key_room + d] = x;
+            if (stage < DEPTH) to[d / 32 * 32 + d % 32 / 4].x[d % 4] = x;
+        }
+        for (int d = threadIdx.x; d < p.value_room; d += 128) {
+            T x = d < 128 ? first_value : new_value(d);
+            ((T*)p.values)[place * p.value_room + d] = x;
+            if (stage < DEPTH) to[(VECTORS + d / 32) * 32 + d % 32 / 4].x[d % 4] = x;
+        }
     }
     __syncthreads();
     float q[HEADS][E], total[HEADS][E], highest[HEADS], sum[HEADS];
@@ -201,8 +242,10 @@ __device__ __forceinline__ void attend(const Attention& p) {
         }
     }
     __syncthreads();
-    const int width = p.value_size + 2;
-    float* partial = p.partial + ((i64)row * p.heads + head0) * gridDim.x * width;
+    const int splits = gridDim.x, room = p.value_room;
+    const i64 line = ((i64)row * p.heads + head0) * splits;  // of this block's first head
+    float* values_of = p.partial + line * room;
+    float* states = p.partial + (i64)gridDim.z * p.heads * splits * room + line * 2;
     for (int i = threadIdx.x; i < count * p.value_size; i += blockDim.x) {
         int h = i / p.value_size, d = i % p.value_size;
         float top = LOWEST, x = 0.0f, s = 0.0f;
@@ -219,26 +262,38 @@ __device__ __forceinline__ void attend(const Attention& p) {
             if (p.out) p.out[((i64)row * p.heads + head) * p.value_size + d] = x / s;
             if (p.packed.form) store_packed(p.packed, row, head * p.value_size + d, x / s);
         } else {
-            float* to = partial + ((i64)h * gridDim.x + blockIdx.x) * width;
-            to[d] = x;
+            const int part = h * splits + blockIdx.x;
+            values_of[(i64)part * room + d] = x;
             if (d == 0) {
-                to[p.value_size] = top;
-                to[p.value_size + 1] = s;
+                states[part * 2] = top;
+                states[part * 2 + 1] = s;
             }
         }
     }
     if (used == 1) return;
-    __threadfence();
     __syncthreads();
-    u32* arrived = p.arrived + row * gridDim.y + blockIdx.y;
-    if (threadIdx.x == 0) order = atomicAdd(arrived, 1);
+    if (threadIdx.x == 0) {
+        u32* arrived = p.arrived + row * gridDim.y + blockIdx.y;
+        __threadfence();
+        order = atomicAdd(arrived, 1);
+        __threadfence();
+        if (order == used - 1) *arrived = 0;
+    }
     __syncthreads();
     if (order != used - 1) return;
-    __threadfence();
-    if (threadIdx.x == 0) *arrived = 0;
-    // A warp a head: the weight of each share.
+    // Four elements a thread; those of the first shares are on the way while weights are computed.
+    const int pieces = room / 4, items = count * pieces;
+    float4 piece[AT_ONCE];
+    auto load_pieces = [&](int i, int n) {
+        const float* from = values_of + (i64)(i / pieces) * splits * room + i % pieces * 4;
+#pragma unroll
+        for (int m = 0; m < AT_ONCE; m++)
+            piece[m] = load_fresh4(from + (i64)min(n + m, used - 1) * room);
+    };
+    if (threadIdx.x < items) load_pieces(threadIdx.x, 0);
+    // A warp a head: the weight of each share; none for those that are not used.
     for (int h = warp; h < count; h += 4) {
-        const float* from = partial + ((i64)h * gridDim.x + lane) * width + p.value_size;
+        const float* from = states + (h * splits + lane) * 2;
         float own_top = lane < used ? load_fresh(from) : LOWEST;
         float own_sum = lane < used ? load_fresh(from + 1) : 0.0f;
         float factor = __expf(own_top - warp_max(own_top));
@@ -246,15 +301,30 @@ __device__ __forceinline__ void attend(const Attention& p) {
         factors[h][lane] = factor / all;
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < count * p.value_size; i += blockDim.x) {
-        int h = i / p.value_size, d = i % p.value_size;
-        const float* from = partial + (i64)h * gridDim.x * width + d;
-        float x = 0.0f;
-#pragma unroll 8
-        for (int n = 0; n < used; n++) x += load_fresh(from + (i64)n * width) * factors[h][n];
-        const int head = head0 + h;
-        if (p.out) p.out[((i64)row * p.heads + head) * p.value_size + d] = x;
-        if (p.packed.form) store_packed(p.packed, row, head * p.value_size + d, x);
+    for (int i = threadIdx.x; i < items; i += blockDim.x) {
+        const int h = i / pieces, d = i % pieces * 4, head = head0 + h;
+        if (i >= 128) load_pieces(i, 0);
+        float x[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        for (int n = 0; n < used; n += AT_ONCE) {
+            if (n) load_pieces(i, n);
+#pragma unroll
+            for (int m = 0; m < AT_ONCE; m++) {
+                const float factor = factors[h][n + m];  // 0 from `used` on
+                x[0] += piece[m].x * factor;
+                x[1] += piece[m].y * factor;
+                x[2] += piece[m].z * factor;
+                x[3] += piece[m].w * factor;
+            }
+        }
+        const int k = head * p.value_size + d;
+        if (p.value_size % 4 == 0 && p.packed.form)
+            store_packed4(p.packed, row, k, p.heads * p.value_size, x);
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            if (d + e >= p.value_size) break;
+            if (p.out) p.out[(i64)row * p.heads * p.value_size + k + e] = x[e];
+            if (p.value_size % 4 && p.packed.form) store_packed(p.packed, row, k + e, x[e]);
+        }
     }
 }
 
@@ -263,13 +333,3 @@ __device__ __forceinline__ void attend(const Attention& p) {
         const __grid_constant__ Attention p) {                        \
         attend<T, VECTORS, HEADS>(p);                                 \
     }
-#define ATTEND_ALL(VECTORS, MOST)                                     \
-    ATTEND(attend_f32_##VECTORS##_1, float, VECTORS, 1)               \
-    ATTEND(attend_f16_##VECTORS##_1, u16, VECTORS, 1)                 \
-    ATTEND(attend_f32_##VECTORS##_##MOST, float, VECTORS, MOST)       \
-    ATTEND(attend_f16_##VECTORS##_##MOST, u16, VECTORS, MOST)
-ATTEND_ALL(1, 4)
-ATTEND_ALL(2, 4)
-ATTEND_ALL(3, 4)
-ATTEND_ALL(4, 4)
-ATTEND_ALL(8, 2)

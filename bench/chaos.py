@@ -1,0 +1,363 @@
+"""Actors killed, nodes lost, processes stalled under load: what becomes of answers, and how soon.
+
+    python bench/chaos.py [-m FILE] [--kills 1000] [--minutes 60] [--seed 0] [--json FILE]
+
+A cluster of two nodes on this machine runs three devices: attention and feed-forward of the first
+blocks next to each other (rings), the rest of the model on the other node (tcp). Sixteen clients
+send a request each, again and again: half greedy, half drawn with seeds and penalties, of unlike
+lengths. At random moments an actor is killed (SIGKILL), sometimes another one right after it; the
+second node is removed and comes back later; or an actor is stopped (SIGSTOP) for a while.
+
+Every answer is compared with that of the undisturbed run. A sequence that is computed again from
+its ids goes through other sums than before, so a near tie may fall otherwise: an answer that
+differs is accepted as such only where the distributions at the first differing token agree to
+0.002, and is counted. The undisturbed run is repeated as well: its own differences, from requests
+that meet in other batches, are the floor. Beside the times from a kill to the next token stand
+those that a bare Ray actor takes to start, measured in between.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import random
+import re
+import signal
+import statistics
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+from reporting import circumstances, print_circumstances, print_table, say, write_json
+
+from raygraft import LLM, SamplingParams
+from raygraft.actors import cluster as raygraft_cluster
+from raygraft.completion import Completion
+from raygraft.demo_model import demo_model_path
+from raygraft.graph.errors import RaygraftError
+from raygraft.llm import Model
+
+CLIENTS = 16
+AGREES = 2e-3
+"""Differences of log probabilities that rounding explains."""
+KINDS = {"actor": 0.8, "node": 0.05, "stall": 0.15}
+"""What happens, and how often."""
+GIVE_UP_SECONDS = 120.0
+
+
+@dataclass
+class Tally:
+    """What became of the answers, and how long the engine was still."""
+
+    answers: int = 0
+    ties: int = 0
+    wrong: list[str] = field(default_factory=list)
+    injuries: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    floor: list[float] = field(default_factory=list)
+
+
+class Clients:
+    """Sixteen threads with a request each, and the times of all tokens."""
+
+    def __init__(self, llm: LLM, model: Model, seed: int, most: int) -> None:
+        self.llm = llm
+        self.tally = Tally()
+        self.tokens: list[tuple[float, int]] = []
+        """When the latest tokens came, and in which epoch."""
+        draw = random.Random(seed)
+        vocabulary = model.graph.dimensions.vocabulary
+        self.requests = [
+            (
+                [draw.randrange(3, vocabulary) for _ in range(draw.randint(2, most))],
+                SamplingParams(
+                    temperature=0 if number % 2 else 1.0,
+                    seed=number,
+                    presence_penalty=0.0 if number % 4 else 0.5,
+                    max_tokens=draw.randint(most // 4, most),
+                    ignore_eos=True,
+                    logprobs=5,
+                ),
+            )
+            for number in range(CLIENTS)
+        ]
+        self.expected: list[Completion] = []
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def expect(self) -> int:
+        """The undisturbed run, and in how many answers a second one differs."""
+        prompts, params = zip(*self.requests, strict=True)
+        for number in range(CLIENTS):
+            self.expected.append(llm_answer(self.llm, prompts[number], params[number]))
+        together = [self.llm.submit(p, q) for p, q in self.requests]
+        pairs = zip([answer.wait() for answer in together], self.expected, strict=True)
+        return sum(done.token_ids != expected.token_ids for done, expected in pairs)
+
+    def start(self) -> None:
+        self._threads = [
+            threading.Thread(target=self._ask, args=(number,), daemon=True)
+            for number in range(CLIENTS)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Let every client finish the request that it has."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(GIVE_UP_SECONDS)
+            if thread.is_alive():
+                self.tally.wrong.append("a request has not ended")
+
+    def _ask(self, number: int) -> None:
+        prompt, params = self.requests[number]
+        draw = random.Random(number)
+        while not self._stop.is_set():
+            time.sleep(0.2 * draw.random())
+            handed: list[int] = []
+            try:
+                answer = self.llm.submit(prompt, params, notify=self._note)
+                for chunk in answer:
+                    handed += chunk.token_ids
+                self._judge(number, answer.completion(), handed)
+            except RaygraftError as error:
+                self.tally.wrong.append(f"request {number}: {type(error).__name__}: {error}")
+
+    def _note(self) -> None:
+        self.tokens.append((time.monotonic(), self.llm.engine_thread.engine.epoch))
+        del self.tokens[:-10_000]
+
+    def _judge(self, number: int, done: Completion, handed: list[int]) -> None:
+        expected = self.expected[number]
+        self.tally.answers += 1
+        if handed != done.token_ids:
+            self.tally.wrong.append(f"request {number}: streamed {handed}, has {done.token_ids}")
+        elif len(done.token_ids) != len(expected.token_ids):
+            lengths = f"{len(done.token_ids)} tokens, not {len(expected.token_ids)}"
+            self.tally.wrong.append(f"request {number}: {lengths}")
+        elif done.token_ids != expected.token_ids:
+            gap = gap_where_they_part(done, expected)
+            if gap <= AGREES:
+                self.tally.ties += 1
+            else:
+                self.tally.wrong.append(f"request {number}: other tokens, apart by {gap:.4f}")
+
+
+def llm_answer(llm: LLM, prompt: list[int], params: SamplingParams) -> Completion:
+    return llm.generate([prompt], params)[0]
+
+
+def gap_where_they_part(done: Completion, expected: Completion) -> float:
+    """By how much the log probabilities differ at the first token that differs."""
+    pairs = zip(done.token_ids, expected.token_ids, strict=True)
+    place = next(index for index, (ours, theirs) in enumerate(pairs) if ours != theirs)
+    assert done.logprobs is not None
+    assert expected.logprobs is not None
+    ours, theirs = done.logprobs[place], expected.logprobs[place]
+    both = ours.keys() & theirs.keys()
+    return max((abs(ours[t] - theirs[t]) for t in both), default=math.inf)
+
+
+class Injuries:
+    """What happens to the devices."""
+
+    def __init__(self, nodes: Cluster, clients: Clients, seed: int) -> None:
+        self.draw = random.Random(seed)
+        self._nodes = nodes
+        self._clients = clients
+        self._right = nodes.list_all_nodes[-1]
+
+    def one(self) -> None:
+        """Do harm, and wait for the next token of a later epoch."""
+        kind = self.draw.choices([*KINDS], [*KINDS.values()])[0]
+        tally = self._clients.tally
+        tally.injuries[kind] += 1
+        before = self._clients.llm.engine_thread.engine.epoch
+        began = time.monotonic()
+        if kind == "stall":
+            self._stall()
+            return
+        if kind == "node":
+            self._nodes.remove_node(self._right, allow_graceful=False)
+        else:
+            self._kill()
+            while self.draw.random() < 0.1:  # in the middle of the recovery
+                time.sleep(1.5 * self.draw.random())
+                before = self._clients.llm.engine_thread.engine.epoch
+                began = time.monotonic()
+                tally.injuries[kind] += self._kill()
+        seconds = self._until_token(began, before)
+        tally.seconds.setdefault(kind, []).append(seconds)
+        if kind == "node":
+            self._right = self._nodes.add_node(num_cpus=1, labels={"place": "right"})
+            self._clients.llm.add("c:threads=1,node=right")
+
+    def _kill(self) -> bool:
+        found = devices()
+        if found:
+            self.draw.choice(found).kill()
+        return bool(found)
+
+    def _stall(self) -> None:
+        stalled = self.draw.choice(devices())
+        stalled.send_signal(signal.SIGSTOP)
+        time.sleep(self.draw.choice([0.3, 1.0, 3.0]))
+        stalled.send_signal(signal.SIGCONT)
+
+    def _until_token(self, began: float, epoch: int) -> float:
+        while time.monotonic() - began < GIVE_UP_SECONDS:
+            for at, of in self._clients.tokens[-500:]:
+                if at > began and of > epoch:
+                    return at - began
+            time.sleep(0.01)
+        self._clients.tally.wrong.append(f"no token for {GIVE_UP_SECONDS:.0f} s")
+        return math.inf
+
+
+def devices() -> list[psutil.Process]:
+    """The processes of device actors that live."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "ray::RayDevice" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def bare_actor_seconds() -> float:
+    """From the wish for an actor that does nothing to its first answer."""
+
+    class Bare:
+        def ping(self) -> None:
+            pass
+
+    began = time.perf_counter()
+    actor = ray.remote(num_cpus=0)(Bare).remote()
+    ray.get(actor.ping.remote())
+    seconds = time.perf_counter() - began
+    ray.kill(actor)
+    return seconds
+
+
+def stored_objects() -> int:
+    """How many objects the stores of all nodes hold."""
+    from ray._private.internal_api import memory_summary  # noqa: PLC0415
+
+    counted = re.findall(r"Plasma memory usage \d+ MiB, (\d+) objects", memory_summary())
+    return sum(map(int, counted))
+
+
+def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
+    """All of it on one cluster."""
+    blocks = model.graph.dimensions.blocks
+    last = max(0, 2 * blocks // 3 - 1)
+    place = {"*": "c", f"blk.[0-{last}].attn": "a", f"blk.[0-{last}].ffn": "b"}
+    specs = ["a:threads=1,node=left", "b:threads=1,node=left", "c:threads=1,node=right"]
+    head = {"num_cpus": 2, "labels": {"place": "left"}, "include_dashboard": False}
+    raygraft_cluster._keep_standard_output_clean()
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        nodes.add_node(num_cpus=1, labels={"place": "right"})
+        with LLM(
+            model,
+            devices=specs,
+            place=place,
+            address=nodes.address,
+            max_sequences=CLIENTS,
+            ctx_size=min(model.graph.dimensions.context, 512),
+        ) as llm:
+            clients = Clients(llm, model, options.seed, options.tokens)
+            say("the undisturbed run")
+            differing = clients.expect()
+            before = {"objects": stored_objects(), "actors": len(devices())}
+            clients.start()
+            _injure(Injuries(nodes, clients, options.seed), clients, options)
+            clients.stop()
+            llm.generate([[3, 4]], SamplingParams(max_tokens=2))
+            time.sleep(2)
+            after = {"objects": stored_objects(), "actors": len(devices())}
+            recoveries = llm.engine_thread.recovery.count  # type: ignore[union-attr]
+        tally = clients.tally
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+    time.sleep(1)
+    left = [p.pid for p in psutil.Process().children(recursive=True) if p.status() != "zombie"]
+    return {
+        "injuries": dict(tally.injuries),
+        "recoveries": recoveries,
+        "answers": tally.answers,
+        "near_ties": tally.ties,
+        "near_ties_of_undisturbed": differing,
+        "wrong": tally.wrong,
+        "seconds": tally.seconds,
+        "bare_actor_seconds": tally.floor,
+        "before": before,
+        "after": after,
+        "processes_left": left,
+    }
+
+
+def _injure(injuries: Injuries, clients: Clients, options: argparse.Namespace) -> None:
+    began, tally = time.monotonic(), clients.tally
+    said = began
+    while tally.injuries.total() < options.kills:
+        if time.monotonic() - began > 60 * options.minutes or len(tally.wrong) > 20:
+            break
+        time.sleep(options.pause * injuries.draw.random())
+        injuries.one()
+        if tally.injuries.total() % 20 == 1:
+            tally.floor.append(bare_actor_seconds())
+        if time.monotonic() - said > 20:
+            said = time.monotonic()
+            say(f"{dict(tally.injuries)}, {tally.answers} answers, {len(tally.wrong)} wrong")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-m", "--model", type=Path, help="default: the demo model")
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=600)
+    parser.add_argument("--pause", type=float, default=2.0, help="longest, between two injuries")
+    parser.add_argument("--tokens", type=int, default=96, help="most of a prompt or an answer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    found = circumstances()
+    document = run(options, Model(options.model or demo_model_path(say)))
+    print_circumstances(found)
+    rows = [
+        [kind, len(times), *(f"{value:.2f}" for value in (statistics.median(times), max(times)))]
+        for kind, times in (
+            *document["seconds"].items(),
+            ("bare actor", document["bare_actor_seconds"]),
+        )
+        if times
+    ]
+    print_table("From a loss to the next token, s", ["", "times", "median", "worst"], rows)
+    print()
+    for key in ("injuries", "recoveries", "answers", "near_ties", "near_ties_of_undisturbed",
+                "before", "after", "processes_left"):  # fmt: skip
+        print(f"{key}: {document[key]}")
+    print(f"wrong: {len(document['wrong'])}")
+    for line in document["wrong"][:20]:
+        print(f"  {line}")
+    write_json(options.json, {"circumstances": found, **document})
+    raise SystemExit(bool(document["wrong"]))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    main()
