@@ -133,7 +133,7 @@ class NativeTurns:
                 half.step.rows, len(half.step.logit_rows), half.epoch, half.number,
                 half.half_batch, home.ctypes.data, address,
             )  # fmt: skip
-            for name in self._live[first] & half.values.keys():
+            for name in self._live[first] & half.values.keys() & self._places.keys():
                 self._view(name, home, half.step)[:] = half.values[name]
         self._half_rows = rows
         self._state[:] = 0
@@ -158,7 +158,7 @@ class NativeTurns:
             live = set(self._live[turn + (number < place)])
             if number == place and turn < len(self._turns):
                 live.update(v for t in self._turns[turn].receive[:phase] for v in t.values)
-            for name in live:
+            for name in live & self._places.keys():
                 half.values[name] = self._view(name, home, half.step)
         return turn, place
 
@@ -170,8 +170,7 @@ class NativeTurns:
 
     def _is_possible(self, turn: StageTurn) -> bool:
         links = self._links
-        names = {*turn.stage.inputs, *turn.stage.outputs}
-        names.update(v for t in (*turn.receive, *turn.send) for v in t.values)
+        names = _values_of(turn)
         return (
             all(native is not None for _, native in self._units[turn.stage.number])
             and all(isinstance(links.receivers[t.source], RingReceiver) for t in turn.receive)
@@ -182,6 +181,7 @@ class NativeTurns:
     def _make_tables(self) -> None:
         self._ring_ends: list[RingReceiver | RingSender] = []
         self._places: dict[str, int] = {}
+        self._free: dict[int, list[int]] = {}
         self._home_bytes = 0
         turns, transfers, tensors, runs, copies = ([] for _ in range(5))  # type: ignore[var-annotated]
 
@@ -197,9 +197,13 @@ class NativeTurns:
                 transfers.append(place)
                 tensors.extend(own)
 
-        for turn, possible in zip(self._turns, self.possible, strict=True):
-            if not possible:
+        used = {v for turn in self._possible_turns() for v in _values_of(turn)}
+        for number, turn in enumerate(self._turns):
+            for name in sorted(self._live[number] & used):
+                self._place(name)
+            if not self.possible[number]:
                 turns.append((0,) * 6)
+                self._release(turn)
                 continue
             units = self._units[turn.stage.number]
             first, run = len(transfers), len(runs)
@@ -212,6 +216,7 @@ class NativeTurns:
             send = len(transfers)
             add_transfers(turn.send, sending=True)
             turns.append((first, len(turn.receive), run, len(units), send, len(turn.send)))
+            self._release(turn)
         self._rings = np.array([(*end.layout, 0, 0) for end in self._ring_ends], np.int64)
         self._rings = self._rings.reshape(-1, 9)
         self._state = np.zeros(7, np.int64)
@@ -223,10 +228,23 @@ class NativeTurns:
     def _place(self, name: str) -> int:
         """Where a value lies in the memory of a half-batch."""
         if name not in self._places:
-            self._places[name] = self._home_bytes
-            nbytes = 4 * self._values[name].width * self._most_rows
-            self._home_bytes += -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+            width = self._values[name].width
+            if self._free.get(width):
+                self._places[name] = self._free[width].pop()
+            else:
+                self._places[name] = self._home_bytes
+                self._home_bytes += -(-4 * width * self._most_rows // _ALIGNMENT) * _ALIGNMENT
         return self._places[name]
+
+    def _release(self, turn: StageTurn) -> None:
+        """The places of values that nobody reads after a turn serve later ones."""
+        for name in turn.forget:
+            if name in self._places:
+                self._free.setdefault(self._values[name].width, []).append(self._places[name])
+
+    def _possible_turns(self) -> list[StageTurn]:
+        both = zip(self._turns, self.possible, strict=True)
+        return [turn for turn, possible in both if possible]
 
     def _tensor(self, name: str) -> tuple[int, ...]:
         value = self._values[name]
@@ -244,6 +262,12 @@ class NativeTurns:
         rows = len(step.logit_rows) if value.rows == "logits" else step.rows
         place = self._places[name]
         return home[place : place + 4 * rows * value.width].view(np.float32).reshape(rows, -1)
+
+
+def _values_of(turn: StageTurn) -> set[str]:
+    """All values that a turn receives, reads, makes or sends."""
+    sent = {v for t in (*turn.receive, *turn.send) for v in t.values}
+    return sent | {*turn.stage.inputs, *turn.stage.outputs}
 
 
 def _live_before(turns: Sequence[StageTurn]) -> list[frozenset[str]]:

@@ -80,7 +80,12 @@ class Assembler:
         tables: Mapping[str, Floats],
         limits: Limits,
         threads: int,
+        spare: dict[int, list[Floats]],
     ) -> None:
+        """`spare` holds buffers by width that all subgraphs of a device share: one runs at a time.
+
+        Values in `kept` have buffers of their own, as they are read after other subgraphs ran.
+        """
         self.work = fuse(operators, kept)
         self._kept = frozenset(kept)
         self._values = values
@@ -88,7 +93,7 @@ class Assembler:
         self._tables = tables
         self._threads = threads
         self._units = _units(operators)
-        self.buffers = self._allocate(inputs, limits.max_rows)
+        self.buffers = self._allocate(inputs, limits.max_rows, spare)
         self._private: dict[str, Floats] = {}
 
     def assemble(self, caches: Mapping[str, Cache], few: bool) -> NDArray[np.int64]:
@@ -133,17 +138,22 @@ class Assembler:
         if i.out:
             row[at.LOGIT_SIDE // 8] = self._values[i.out].rows == "logits"
 
-    def _allocate(self, inputs: Sequence[str], rows: int) -> dict[str, Floats]:
+    def _allocate(
+        self, inputs: Sequence[str], rows: int, spare: dict[int, list[Floats]]
+    ) -> dict[str, Floats]:
         """A buffer per value; one that nobody reads any more serves the next value of its width."""
         last = {name: n for n, work in enumerate(self.work) for name in work.inputs}
         buffers: dict[str, Floats] = {}
-        free: dict[int, list[Floats]] = {}
+        free = {width: list(some) for width, some in spare.items()}
 
         def buffer(name: str) -> Floats:
             width = self._values[name].width
-            if free.get(width):
+            if name not in self._kept and free.get(width):
                 return free[width].pop()
-            return np.zeros(rows * width + _SLACK, np.float32)[: rows * width].reshape(rows, width)
+            made = np.zeros(rows * width + _SLACK, np.float32)[: rows * width].reshape(rows, width)
+            if name not in self._kept:
+                spare.setdefault(width, []).append(made)
+            return made
 
         for name in inputs:
             if name in last:

@@ -47,6 +47,7 @@ class CpuBackend(Backend):
             )
         self._team = Team(options.threads)
         self._steps = DescribedSteps()
+        self._spare: dict[int, list[Floats]] = {}
         self._source: WeightSource | None = None
         self._loaded: dict[WeightSlice, Weight] = {}
         self._tables: dict[object, Floats] = {}
@@ -78,7 +79,7 @@ class CpuBackend(Backend):
             self._source, self._loaded, self._tables = weights, {}, {}
         own = {op.name: self._weights_of(op, weights) for op in subgraph.operators}
         tables = {op.name: self._table(op, own[op.name], limits) for op in _ropes(subgraph)}
-        return CpuRunner(subgraph, own, tables, self._team, self._steps, limits)
+        return CpuRunner(subgraph, own, tables, self._team, self._steps, limits, self._spare)
 
     def _table(self, op: Operator, weights: dict[str, Weight], limits: Limits) -> Floats:
         """The angles of a `rope`; those that turn alike share a table."""

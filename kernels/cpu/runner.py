@@ -83,10 +83,11 @@ class CpuRunner(Runner):
         team: Team,
         steps: DescribedSteps,
         limits: Limits,
+        spare: dict[int, list[Floats]],
     ) -> None:
         """`weights` holds each operator's weights by role, `tables` the angles of each `rope`.
 
-        `team` and `steps` are shared by all runners of a device.
+        `team`, `steps` and `spare` (see `Assembler`) are shared by all runners of a device.
         """
         self._subgraph = subgraph
         self._values = subgraph.values
@@ -103,7 +104,7 @@ class CpuRunner(Runner):
         self._kept = [n for n in dict.fromkeys((*subgraph.outputs, *sampled)) if n in made]
         self._assembler = Assembler(
             self._compiled, self._kept, subgraph.inputs, self._values, weights, tables, limits,
-            team.threads,
+            team.threads, spare,
         )  # fmt: skip
         team.reserve(self._scratch_bytes())
 
