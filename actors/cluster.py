@@ -31,6 +31,8 @@ class Node:
     name: str
     """What a person knows it by: its address, with a part of its id where several share one."""
     address: str
+    port: int
+    """Where its raylet listens."""
     host: str
     cores: int
     labels: Mapping[str, str]
@@ -100,6 +102,7 @@ def nodes() -> list[Node]:
             name=node["NodeManagerAddress"]
             + (f" ({node['NodeID'][:6]})" if sharers[node["NodeManagerAddress"]] > 1 else ""),
             address=node["NodeManagerAddress"],
+            port=node["NodeManagerPort"],
             host=node["NodeManagerHostname"],
             cores=int(node["Resources"].get("CPU", 1)),
             labels=node.get("Labels", {}),
@@ -126,6 +129,15 @@ def find_node(name: str | None, device: str, living: list[Node]) -> Node:
     there = "; ".join(f"{node.address} ({node.own_labels()})" for node in living)
     problem = "several nodes match" if found else "no living node matches"
     raise ConfigurationError(f"device {device}: {problem} node={name}; the cluster has {there}")
+
+
+def is_there(node: Node) -> bool:
+    """Whether somebody answers there: a dead node is noted as such only after a while."""
+    try:
+        _knock(f"{node.address}:{node.port}")
+    except ClusterError:
+        return False
+    return True
 
 
 def pinned_to(node: Node) -> NodeAffinitySchedulingStrategy:

@@ -34,6 +34,7 @@ class Opening:
     slots: int
     record_bytes: int
     """The largest record."""
+    epoch: int = 0
     secret: bytes = field(default=b"", repr=False)
     """Of a tcp link: who holds it may send."""
 
@@ -71,8 +72,10 @@ class ActorEnd:
     """The far end of an object link: the actor that records are delivered to."""
 
     actor: Any
+    epoch: int
 
     def sender(self, name: str) -> ObjectSender:
+        name = _name_in(self.epoch, name)
         return ObjectSender(name, self.actor.deliver.remote, await_reply(name))
 
 
@@ -102,7 +105,12 @@ def open_link(opening: Opening, name: str, inbox: Inbox) -> tuple[Receiver, End 
         return open_ring(opening, name)
     if opening.link == "tcp":
         return open_tcp(opening, name)
-    return ObjectReceiver(name, inbox), None
+    return ObjectReceiver(_name_in(opening.epoch, name), inbox), None
+
+
+def _name_in(epoch: int, name: str) -> str:
+    """A record of an object link may arrive after the link: its name is never used again."""
+    return f"{name} in epoch {epoch}"
 
 
 def link_name(source: str, target: str) -> str:

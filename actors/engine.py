@@ -3,31 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 
-from raygraft.actors.batch import Chunk
-from raygraft.actors.fleet import Fleet, Wires
-from raygraft.actors.half_batches import HalfBatches
-from raygraft.actors.header import header_of
+from raygraft.actors.deadlines import MOST_SECONDS, Deadlines
+from raygraft.actors.fleet import Fleet
 from raygraft.actors.pages import PagePool
-from raygraft.actors.records import Record, RecordKind, describe
+from raygraft.actors.records import Record
 from raygraft.actors.request import FinishReason, GeneratedSequence, SamplingParams, Token
+from raygraft.actors.rounds import InFlight, Rounds
 from raygraft.actors.scheduler import Scheduler
+from raygraft.actors.timings import Timings
 from raygraft.actors.trace import EventKind, Trace
-from raygraft.graph.errors import LinkError, LinkFullError, RaygraftError, RequestError, RunError
+from raygraft.graph.errors import RaygraftError, RequestError, RunError
 from raygraft.graph.gguf_file import ModelFile
 from raygraft.graph.graph import Graph
 from raygraft.placement.plan import Plan
-from raygraft.placement.schedule import most_half_batches
-
-SLICE_SECONDS = 0.2
-"""How long one wait lasts before the engine looks whether all devices are alive."""
-STEP_SECONDS = 600.0
-"""Deadline of one step: a device that takes longer is taken for hanging."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,37 +33,8 @@ class Output:
     token: Token | None
 
 
-@dataclass(slots=True)
-class Timings:
-    """Sums so far, in seconds and rows; a step with rows of a prompt counts as prefill."""
-
-    prefill_seconds: float = 0.0
-    prefill_tokens: int = 0
-    decode_seconds: float = 0.0
-    decode_tokens: int = 0
-    decode_steps: int = 0
-    half_batches: int = 0
-    """Steps that shared their round with others."""
-
-
-@dataclass(frozen=True, slots=True)
-class _InFlight:
-    """A half-batch that was sent and has not come back."""
-
-    step: int
-    half_batch: int
-    chunks: Sequence[Chunk]
-    prefill: bool
-    deadline: float
-
-
 class Engine:
-    """Steps a loaded plan. It is not thread-safe: one thread adds requests and steps.
-
-    Headers go out in rounds of one or more half-batches, in turn; a half-batch's next header goes
-    out as soon as its last result is back, while the others are still being computed. Results come
-    back in the order of the headers.
-    """
+    """Steps a plan, once that is loaded. Not thread-safe: one thread adds requests and steps."""
 
     def __init__(
         self,
@@ -81,17 +44,21 @@ class Engine:
         fleet: Fleet,
         *,
         end_of_generation: frozenset[int] = frozenset(),
-        step_seconds: float = STEP_SECONDS,
+        step_seconds: float = MOST_SECONDS,
         max_queue: int | None = None,
         half_batches: int | None = None,
     ) -> None:
-        """Load the plan. `half_batches` are as many as pay, or as many as are given."""
+        """`load` comes next. `half_batches` are as many as pay, or as many as are given.
+
+        A step about which nothing is known may take `step_seconds`; see `deadlines.py`.
+        """
         self.plan = plan
         self.graph = graph
         self.fleet = fleet
         self.timings = Timings()
         self.trace = Trace()
-        self.epoch = 1
+        self.epoch = 0
+        """Counts what was loaded."""
         self._vocabulary = graph.dimensions.vocabulary
         self._end_of_generation = end_of_generation
         self._step_seconds = step_seconds
@@ -99,26 +66,55 @@ class Engine:
         self.scheduler = Scheduler(plan.limits, pages, max_queue)
         self._model = model
         self._half_batches = half_batches
-        self._rounds = HalfBatches(most_half_batches(plan), half_batches)
-        self._round_size = 1
-        self._next_half_batch = 0
-        self._in_flight: deque[_InFlight] = deque()
         self._marked = 0.0
         self._numbers = count()
-        self._step = 0
         self._failure: RaygraftError | None = None
         self._closed = False
         self._stopping = False
-        self._wires: Wires = fleet.load(plan, graph, model, self.epoch)
+        self.rounds: Rounds | None = None
+
+    def load(self, pages: Sequence[int] | None = None) -> bool:
+        """Load the plan in a new epoch; whether the caches have kept what these pages held.
+
+        Raises RunError; it can be tried again with `restart`.
+        """
+        last = 0 if self.rounds is None else self.rounds.step
+        self.epoch += 1
+        try:
+            wires = self.fleet.load(self.plan, self.graph, self._model, self.epoch, pages)
+        except RaygraftError as error:
+            self._failure = error
+            raise
+        except Exception as error:
+            self._failure = RunError(f"the plan could not be loaded: {error!r}")
+            raise self._failure from error
+        self.rounds = Rounds(
+            self.plan,
+            self.fleet,
+            wires,
+            self.trace,
+            epoch=self.epoch,
+            first_step=last,
+            deadlines=Deadlines(self._step_seconds),
+            half_batches=self._half_batches,
+        )
+        self.rounds.stopping = lambda: self._stopping
+        self._failure = None
+        return wires.kept
 
     @property
     def busy(self) -> bool:
         """Whether a step has anything to do."""
-        return self.scheduler.busy or bool(self._in_flight)
+        return self.scheduler.busy or self.in_flight
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether results have not come back."""
+        return bool(self.rounds and self.rounds.in_flight)
 
     @property
     def failure(self) -> RaygraftError | None:
-        """Why it is of no more use, if it is."""
+        """Why it is of no use until it is mended, if it is."""
         return self._failure
 
     def add(
@@ -160,8 +156,10 @@ class Engine:
         """End a sequence now; later steps do not contain it."""
         self.scheduler.end(sequence, reason)
 
-    def step(self) -> list[Output]:
+    def step(self, sends: bool = True) -> list[Output]:
         """Send what can be sent, wait for the oldest half-batch, and take its tokens.
+
+        Unless it `sends`, it only takes what is in flight.
 
         Raises DeviceLostError, DeviceFailedError or LinkError; after that the engine raises the
         same error again, until `restart`.
@@ -170,11 +168,16 @@ class Engine:
             raise self._failure
         if self._closed:
             raise RunError("this engine was shut down")
+        if self.rounds is None:
+            raise RunError("this engine's plan was not loaded")
         outputs = [Output(sequence, None) for sequence in self.scheduler.expire()]
+        rounds = self.rounds
         try:
-            self._send_headers()
-            if self._in_flight:
-                outputs += self._take(self._receive_result())
+            if sends:
+                for sent in rounds.send(self.scheduler):
+                    self._sent(sent)
+            if rounds.in_flight:
+                outputs += self._take(*rounds.receive())
         except RaygraftError as error:
             self._failure = error
             raise
@@ -183,28 +186,59 @@ class Engine:
             raise self._failure from error
         return outputs
 
+    def look(self) -> None:
+        """While there is nothing to do: are all devices alive? Raises as `step` does."""
+        if self._failure is not None or self._closed:
+            return
+        try:
+            self.fleet.check()
+        except RaygraftError as error:
+            self._failure = error
+            raise
+
+    def fail(self, error: RaygraftError) -> None:
+        """It is of no use until it is mended."""
+        self._failure = self._failure or error
+
+    def switch(self, plan: Plan, graph: Graph) -> bool:
+        """Go on with another plan when nothing is in flight; whether the caches could be kept.
+
+        Devices have left their loops. Raises RunError, as `restart`.
+        """
+        old, scheduler = self.plan, self.scheduler
+        sizes = (plan.cache_blocks, plan.block_size, plan.limits)
+        same = sizes == (old.cache_blocks, old.block_size, old.limits)
+        self._let_go(plan, graph)
+        if self.load(scheduler.pages.held() if same else None):
+            return True
+        self._forget()
+        return False
+
     def restart(self, plan: Plan, graph: Graph) -> None:
         """Go on with a plan on devices that have left their loops, in a new epoch.
 
         All that was computed and is in flight is given up; sequences are computed from their ids.
         Raises RunError when the plan cannot be loaded; it can be tried again.
         """
-        for sender in self._wires.control.values():
-            sender.close()
-        self._wires.results.close()
-        self.epoch += 1
+        self._let_go(plan, graph)
+        self._forget()
+        self.load()
+
+    def _let_go(self, plan: Plan, graph: Graph) -> None:
+        if self.rounds is not None:
+            self.rounds.close()
+            self.rounds.in_flight.clear()
         self.plan, self.graph = plan, graph
-        self._in_flight.clear()
-        self._next_half_batch = 0
-        self._rounds = HalfBatches(most_half_batches(plan), self._half_batches)
+
+    def _forget(self) -> None:
+        """Let every sequence wait to be computed from its ids."""
+        plan = self.plan
         self.scheduler.start_again(PagePool(plan.cache_blocks, plan.block_size), plan.limits)
         context = min(plan.limits.context, plan.cache_blocks * plan.block_size)
         for sequence in [*self.scheduler.waiting]:
             sequence.limit = min(sequence.limit, context)
             if len(sequence.ids) >= sequence.limit and not sequence.scoring:
                 self.cancel(sequence, "length")
-        self._wires = self.fleet.load(plan, graph, self._model, self.epoch)
-        self._failure = None
 
     def stop_waiting(self) -> None:
         """Let a step that another thread waits in end soon, with an error."""
@@ -214,14 +248,8 @@ class Engine:
         """End all loops, and everything that the fleet started."""
         if (self._failure is None or self._stopping) and not self._closed:
             self._closed = True
-            with suppress(RaygraftError):  # the fleet stops what cannot be told to end
-                self._complete_round()
-            record = Record(RecordKind.SHUTDOWN, self.epoch, self._step + 1, 0)
-            for sender in self._wires.control.values():
-                try:
-                    sender.send(record, SLICE_SECONDS)
-                except LinkError:
-                    continue  # the fleet stops it in another way
+            if self.rounds is not None:
+                self.rounds.shut_down()
         self.fleet.shutdown()
 
     def _check_ids(self, what: str, ids: list[int]) -> None:
@@ -231,85 +259,14 @@ class Engine:
                 f"{what} holds the token id {wrong[0]}; the vocabulary has {self._vocabulary}"
             )
 
-    def _send_headers(self) -> None:
-        """Send the headers of all half-batches that are not in flight, in turn."""
-        while not any(sent.half_batch == self._next_half_batch for sent in self._in_flight):
-            scheduler = self.scheduler
-            begins = self._next_half_batch == 0
-            if begins:
-                scheduler.admit()
-                work = (scheduler.decoding, scheduler.prompt_rows)
-                self._round_size = self._rounds.choose(*work)
-            chunks = scheduler.choose(self._round_size, self._round_size - self._next_half_batch)
-            if begins and not chunks:
-                self._rounds.pause()
-                return  # no round begins before there is something to do
-            self._send_header(chunks)
-            self._next_half_batch = (self._next_half_batch + 1) % self._round_size
+    def _sent(self, sent: InFlight) -> None:
+        if self.rounds is not None and len(self.rounds.in_flight) == 1:
+            self._marked = sent.began
+        self.timings.half_batches += sent.half_batches > 1
 
-    def _send_header(self, chunks: Sequence[Chunk]) -> None:
-        """Send the header of the next half-batch to every device."""
+    def _take(self, sent: InFlight, record: Record) -> list[Output]:
+        """Hand the tokens of a half-batch to their sequences."""
         began = time.perf_counter()
-        self._step += 1
-        deadline = time.monotonic() + self._step_seconds
-        number = self._next_half_batch
-        header = header_of(
-            chunks,
-            epoch=self.epoch,
-            step=self._step,
-            half_batch=number,
-            half_batches=self._round_size,
-        )
-        if chunks:
-            if not self._in_flight:
-                self._marked = time.perf_counter()
-            prefill = any(chunk.rows > 1 for chunk in chunks)
-            sent = _InFlight(self._step, number, chunks, prefill, deadline)
-            self._in_flight.append(sent)
-            self.timings.half_batches += self._round_size > 1
-        for name, sender in self._wires.control.items():
-            while True:
-                try:
-                    sender.send(header, SLICE_SECONDS)
-                    break
-                except LinkFullError:
-                    self._look_after(f"device {name} to take a step's header", deadline)
-        if self.trace.on:
-            self.trace.add(EventKind.HEADER, -1, self._step, number, began)
-
-    def _complete_round(self) -> None:
-        """Devices wait for all headers of a round: send those that are missing, empty."""
-        while self._next_half_batch:
-            self._send_header(())
-            self._next_half_batch = (self._next_half_batch + 1) % self._round_size
-
-    def _receive_result(self) -> Record:
-        """Wait for what the oldest half-batch in flight yields."""
-        sent = self._in_flight[0]
-        began = time.perf_counter()
-        while True:
-            record = self._wires.results.receive(SLICE_SECONDS)
-            if record is None:
-                self._look_after(f"the result of step {sent.step}", sent.deadline)
-            elif (record.epoch, record.step) == (self.epoch, sent.step):
-                if self.trace.on:
-                    self.trace.received(record, began)
-                return record
-            else:
-                raise LinkError(f"waited for step {sent.step}, found {describe(record)}")
-
-    def _look_after(self, what: str, deadline: float) -> None:
-        """Between two waits: are all devices alive, and is there time left?"""
-        if self._stopping:
-            raise RunError("this engine was shut down")
-        self.fleet.check()
-        if time.monotonic() > deadline:
-            raise LinkError(f"waited {self._step_seconds:.0f} s for {what}: a device hangs")
-
-    def _take(self, record: Record) -> list[Output]:
-        """Hand the tokens of the oldest half-batch to their sequences."""
-        began = time.perf_counter()
-        sent = self._in_flight.popleft()
         self._count(sent)
         ids, logprobs, top_ids, top_logprobs = (tensor.tolist() for tensor in record.tensors)
         outputs = []
@@ -321,17 +278,19 @@ class Engine:
                 Token(ids[r][0], logprobs[r][0], _best(top_ids[r], top_logprobs[r])) for r in rows
             ]
             if self.scheduler.returned(chunk, tokens):
+                self.timings.generated_tokens += len(tokens)
                 outputs += [Output(chunk.sequence, token) for token in tokens]
                 self._end_if_complete(chunk.sequence)
         if self.trace.on:
             self.trace.add(EventKind.TOKENS, -1, sent.step, sent.half_batch, began)
         return outputs
 
-    def _count(self, sent: _InFlight) -> None:
+    def _count(self, sent: InFlight) -> None:
         """Account the time since the last result, or since something was sent."""
-        now = time.perf_counter()
+        now = time.monotonic()
         seconds, self._marked = now - self._marked, now
-        rows = sum(chunk.rows for chunk in sent.chunks)
+        rows = sent.rows
+        self.timings.latest_steps.append((rows, now - sent.began))
         if sent.prefill:
             self.timings.prefill_seconds += seconds
             self.timings.prefill_tokens += rows

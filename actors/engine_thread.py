@@ -9,14 +9,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from queue import SimpleQueue
+from typing import Any, TypeVar
 
-from raygraft.actors.engine import Engine
+from raygraft.actors.engine import Engine, Output
+from raygraft.actors.events import tell
 from raygraft.actors.recovery import Recovery
 from raygraft.actors.request import FinishReason, GeneratedSequence, SamplingParams, Token
 from raygraft.actors.trace import EventKind
 from raygraft.graph.errors import RaygraftError, RunError
 
+T = TypeVar("T")
 PATIENCE_SECONDS = 5.0
 """How long a shutdown waits for a recovery that is under way."""
 Observer = Callable[[Token | None], bool]
@@ -96,8 +100,11 @@ class EngineThread:
         self._changed = threading.Condition()
         self._arrived: deque[Request] = deque()
         self._cancelled: deque[Request] = deque()
+        self._actions: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._requests: dict[GeneratedSequence, Request] = {}
         self._closing = False
+        self._looks = False
+        engine.fleet.watch(self._notice)
         self._thread = threading.Thread(target=self._run, name="raygraft engine", daemon=True)
         self._thread.start()
 
@@ -131,6 +138,18 @@ class EngineThread:
             self._cancelled.append(request)
             self._changed.notify()
 
+    def call(self, action: Callable[[], T]) -> T:
+        """Have the engine's thread do something when nothing is in flight; what it returns.
+
+        Raises what the action raises, and what ended the engine.
+        """
+        result: Future[T] = Future()
+        with self._changed:
+            self._check()
+            self._actions.append((action, result))
+            self._changed.notify()
+        return result.result()
+
     def shutdown(self) -> None:
         """End the thread, all requests, and the engine with all that it started."""
         with self._changed:
@@ -140,6 +159,12 @@ class EngineThread:
         if threading.current_thread() is not self._thread:
             self._thread.join(PATIENCE_SECONDS)
         self.engine.shutdown()
+
+    def _notice(self) -> None:
+        """A device has left its loop: with nothing to do, the thread looks why."""
+        with self._changed:
+            self._looks = True
+            self._changed.notify()
 
     def _check(self) -> None:
         if self._closing:
@@ -157,6 +182,7 @@ class EngineThread:
                 request = self._arrived.popleft()
                 self._requests[request.sequence] = request
                 self.engine.accept(request.sequence)
+                self._tell("request", request)
             while self._cancelled:
                 self._end(self._cancelled.popleft(), "cancelled")
             try:
@@ -173,25 +199,48 @@ class EngineThread:
 
     def _has_work(self) -> bool:
         works = self.engine.busy and self.engine.failure is None
-        return works or self._closing or bool(self._arrived or self._cancelled)
+        asked = self._arrived or self._cancelled or self._actions or self._looks
+        return works or self._closing or bool(asked)
 
     def _step_or_recover(self) -> None:
         """One step; after a loss, what it takes to go on. Raises when nothing helps."""
+        looks, self._looks = self._looks, False
         before = self.engine.failure
         if before is not None:
-            if self._requests and self.recovery is not None:
+            if self.recovery is None:
+                raise before
+            if self._requests or self._actions:
                 self.recovery.look_again(before)
             return
         try:
-            self._step()
+            if looks and not self.engine.busy:
+                self.engine.look()
+            if self._actions:
+                self._act()
+            self._hand_out(self.engine.step())
         except RaygraftError as error:
             if self.recovery is None or self._closing:
                 raise
             self.recovery.recover(error)
 
-    def _step(self) -> None:
+    def _act(self) -> None:
+        """What others want done between two steps."""
+        while self.engine.in_flight:
+            self._hand_out(self.engine.step(sends=False))
+        while self._actions:
+            action, result = self._actions.popleft()
+            try:
+                result.set_result(action())
+            except BaseException as error:
+                result.set_exception(error)
+                if isinstance(error, RunError):  # devices have left their loops: mend that
+                    self.engine.fail(error)
+                    raise
+
+    def _hand_out(self, outputs: Sequence[Output]) -> None:
+        """Give tokens to those who wait for them."""
         ended = []
-        outputs, trace = self.engine.step(), self.engine.trace
+        trace = self.engine.trace
         if outputs and self.recovery is not None:
             self.recovery.progress()
         began = time.perf_counter()
@@ -212,12 +261,20 @@ class EngineThread:
     def _end(self, request: Request, reason: FinishReason) -> None:
         self.engine.cancel(request.sequence, reason)
         self._requests.pop(request.sequence, None)
+        self._tell("end", request)
         request.end()
+
+    def _tell(self, event: str, request: Request) -> None:
+        sequence = request.sequence
+        said = f"{len(sequence.prompt)} prompt tokens, {len(sequence.tokens)} generated"
+        tell(event, said, epoch=self.engine.epoch, request=sequence.number)
 
     def _fail(self, error: BaseException) -> None:
         """Every request ends with an error; the engine is of no more use."""
         with self._changed:
             requests = [*self._requests.values(), *self._arrived]
+            while self._actions:
+                self._actions.popleft()[1].set_exception(error)
             self._requests.clear()
             self._arrived.clear()
         for request in requests:

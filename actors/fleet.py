@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +27,8 @@ class Wires:
 
     control: Mapping[str, Sender]
     results: Receiver
+    kept: bool = False
+    """Whether the caches hold what they held under the plan before."""
 
 
 class Fleet(Protocol):
@@ -57,23 +59,49 @@ class Fleet(Protocol):
         """
         ...
 
-    def load(self, plan: Plan, graph: Graph, model: ModelFile, epoch: int) -> Wires:
-        """Load a plan's parts, connect them, and start their loops."""
+    def load(
+        self,
+        plan: Plan,
+        graph: Graph,
+        model: ModelFile,
+        epoch: int,
+        pages: Sequence[int] | None = None,
+    ) -> Wires:
+        """Load a plan's parts, connect them, and start their loops.
+
+        What these pages of the caches hold is copied to where they are now, if it can be.
+        """
         ...
 
     def check(self) -> None:
         """Raise DeviceLostError or DeviceFailedError when a device has stopped."""
         ...
 
-    def end_loops(self) -> tuple[str, ...]:
+    def watch(self, noticed: Callable[[], None]) -> None:
+        """Call this when a device has left its loop, on any thread; `check` then says why."""
+        ...
+
+    def end_loops(self, patience: float = ...) -> tuple[str, ...]:
         """Make all devices leave their loops, and close their links; another plan may be loaded.
 
-        Returns the devices that cannot be used any more: they are dead, have failed, or hang.
+        Returns the devices that cannot be used any more: they are dead, have failed, or hang, as
+        they have not come to an end within `patience` seconds.
         """
         ...
 
-    def replace(self, name: str) -> None:
-        """Start a device anew in its place. Raises RunError when that is not possible."""
+    def prepare(self, plan: Plan, graph: Graph, model: ModelFile) -> None:
+        """Load what another plan needs, as far as that can be done beside the one that runs."""
+        ...
+
+    def add(self, spec: DeviceSpec) -> None:
+        """Start one more device, or one that was dropped. Raises RunError, ConfigurationError."""
+        ...
+
+    def replace(self, name: str) -> bool:
+        """Start a device anew; whether it is on the node where it was.
+
+        Raises RunError when that is not possible.
+        """
         ...
 
     def drop(self, names: Sequence[str]) -> None:

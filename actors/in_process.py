@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from raygraft.actors.fleet import Wires, profile_of, share_of_machine
@@ -58,6 +58,7 @@ class InProcessFleet:
         self._threads: dict[str, threading.Thread] = {}
         self._failures: dict[str, Exception] = {}
         self._dropped: set[str] = set()
+        self._noticed: Callable[[], None] = lambda: None
         self._used: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, tuple[str, Description]]:
@@ -118,7 +119,14 @@ class InProcessFleet:
             for spec in specs
         )
 
-    def load(self, plan: Plan, graph: Graph, model: ModelFile, epoch: int) -> Wires:
+    def load(
+        self,
+        plan: Plan,
+        graph: Graph,
+        model: ModelFile,
+        epoch: int,
+        pages: Sequence[int] | None = None,
+    ) -> Wires:
         """See `Fleet.load`."""
         self._used = used_devices(plan.stages)
         half_batches = most_half_batches(plan)
@@ -152,19 +160,35 @@ class InProcessFleet:
         for failure in sorted(self._failures.values(), key=_comes_from_another):
             raise failure
 
-    def end_loops(self) -> tuple[str, ...]:
+    def watch(self, noticed: Callable[[], None]) -> None:
+        """See `Fleet.watch`."""
+        self._noticed = noticed
+
+    def end_loops(self, patience: float = JOIN_SECONDS) -> tuple[str, ...]:
         """See `Fleet.end_loops`."""
         for name in self._threads:
             self._workers[name].stop()
         for thread in self._threads.values():
-            thread.join(JOIN_SECONDS)
+            thread.join(patience)
         hang = [name for name, thread in self._threads.items() if thread.is_alive()]
         failed = [n for n, error in self._failures.items() if not _comes_from_another(error)]
         self._threads.clear()
         self._failures.clear()
         return tuple(dict.fromkeys((*failed, *hang)))
 
-    def replace(self, name: str) -> None:
+    def prepare(self, plan: Plan, graph: Graph, model: ModelFile) -> None:
+        """See `Fleet.prepare`. A device is a thread: it loads when it is switched."""
+
+    def add(self, spec: DeviceSpec) -> None:
+        """See `Fleet.add`."""
+        if spec.name in self._workers:
+            self.replace(spec.name)
+            return
+        threads = spec.threads or 1
+        self._workers[spec.name] = DeviceWorker(spec.name, spec.backend, BackendOptions(threads))
+        self.specs = (*self.specs, spec)
+
+    def replace(self, name: str) -> bool:
         """See `Fleet.replace`."""
         before = self._workers[name]
         try:
@@ -172,6 +196,7 @@ class InProcessFleet:
         except ConfigurationError as error:
             raise DeviceFailedError(f"cannot start anew: {error}") from error
         self._dropped.discard(name)
+        return True
 
     def drop(self, names: Sequence[str]) -> None:
         """See `Fleet.drop`."""
@@ -209,6 +234,7 @@ class InProcessFleet:
         except Exception as error:  # noqa: BLE001  # handed to the engine by `check`
             if worker is self._workers[name]:  # and not one that hung and was replaced
                 self._failures[name] = error
+                self._noticed()
 
 
 def _comes_from_another(error: Exception) -> bool:

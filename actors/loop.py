@@ -109,6 +109,8 @@ class ResidentLoop:
     def _round(self) -> bool:
         """One round; False when told to shut down."""
         header = self._receive(self._links.control)
+        while header.epoch < self._part.epoch:  # it was on its way when a plan ended
+            header = self._receive(self._links.control)
         if header.kind is RecordKind.SHUTDOWN:
             return False
         halves = [self._begin(header)]
@@ -192,6 +194,8 @@ class ResidentLoop:
         The sender may have more stages than this device, or fewer, so records of other half-batches
         may come before the expected one. Those of one half-batch always keep their order.
         """
+        if record.epoch < self._part.epoch:
+            return  # it was on its way when a plan ended
         step, transfer = half.header.step, self._transfers.get(record.transfer)
         early = record.step >= min(self._values) and record.step != step
         if (

@@ -35,6 +35,10 @@ class PagePool:
         """How many pages nobody uses."""
         return len(self._empty) + len(self._unused)
 
+    def held(self) -> list[int]:
+        """Pages that somebody uses, or that may be shared."""
+        return [p for p in range(self.blocks) if self._users[p] or p in self._key_of]
+
     def needed(self, tokens: int) -> int:
         """Pages for so many tokens."""
         return -(-tokens // self.block_size)

@@ -1,13 +1,14 @@
 """The Ray actor that holds one device.
 
-The resident loop, arriving records and leaving results each have a concurrency group, so that
-none of them waits for another. Everything else only reads, or happens before the loop starts.
+The resident loop, arriving records, leaving results and signs of life each have a concurrency
+group, so that none of them waits for another. Everything else only reads, or happens before the
+loop starts.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import ray
 from raygraft.actors.ends import End, Opening, link_name, open_link
 from raygraft.actors.links import Inbox, Outbox, Receiver, Sender
 from raygraft.actors.part import Answers, Links, Part, Questions
-from raygraft.actors.records import Record
+from raygraft.actors.records import Array, Record
 from raygraft.actors.trace import Recorded, clock
 from raygraft.actors.worker import Counters, DeviceWorker
 from raygraft.graph.errors import LinkError
@@ -56,7 +57,7 @@ def _weights(
     return MappedWeights(files, tensors) if files else StoredWeights(tensors, stored)
 
 
-@ray.remote(num_cpus=0, concurrency_groups={"loop": 1, "arrivals": 1, "results": 1})
+@ray.remote(num_cpus=0, concurrency_groups={"loop": 1, "arrivals": 1, "results": 1, "health": 1})
 class RayDevice:
     """A `DeviceWorker` in an actor. Call `start` first."""
 
@@ -66,6 +67,7 @@ class RayDevice:
         self._name = name
         self._inbox = Inbox()
         self._outbox = Outbox(link_name(name, ENGINE))
+        self._epoch = 0
         self._receivers: dict[str, Receiver] = {}
         self._senders: dict[str, Sender] = {}
 
@@ -91,6 +93,33 @@ class RayDevice:
         """Load a part of a plan, from the files on this machine or from the object store."""
         self._worker.load(part, _weights(part.tensors, files, stored))
 
+    def prepare(
+        self, part: Part, files: tuple[FileIdentity, ...] | None, stored: Mapping[str, Any]
+    ) -> None:
+        """As `load`, beside the part that runs; what cannot be done is left to `load`."""
+        self._worker.prepare(part, _weights(part.tensors, files, stored))
+
+    def export_states(
+        self, names: Sequence[str], pages: Sequence[int]
+    ) -> tuple[str, dict[str, tuple[Array, ...] | None]]:
+        """The backend's name, and what `DeviceWorker.export_states` says."""
+        return self._worker.backend_name, self._worker.export_states(names, pages)
+
+    def import_states(
+        self,
+        names: Sequence[str],
+        pages: Sequence[int],
+        *exported: tuple[str, Mapping[str, Any]],
+    ) -> bool:
+        """Fill caches; whether all of them were there to be filled with."""
+        backend = self._worker.backend_name
+        alike = [own for of, own in exported if of == backend]
+        states = {name: own[name] for own in alike for name in own if name in names}
+        if len(states) < len(names) or None in states.values():
+            return False
+        self._worker.import_states(states, pages)
+        return True
+
     def check(
         self, trial: Trial, files: tuple[FileIdentity, ...] | None, stored: Mapping[str, Any]
     ) -> CheckResult:
@@ -104,6 +133,7 @@ class RayDevice:
             if source in self._receivers:
                 self._receivers[source].close()
             name = link_name(source, self._name)
+            self._epoch = opening.epoch
             self._receivers[source], ends[source] = open_link(opening, name, self._inbox)
         return ends
 
@@ -128,6 +158,10 @@ class RayDevice:
         receivers = {name: end for name, end in self._receivers.items() if name != ENGINE}
         self._worker.run(Links(control, receivers, self._senders))
 
+    @ray.method(concurrency_group="health")
+    def ping(self) -> None:
+        """A sign of life, whatever else the actor does."""
+
     def pid(self) -> int:
         """Its process, on its own machine."""
         return os.getpid()
@@ -139,6 +173,7 @@ class RayDevice:
     def close_links(self) -> None:
         """Let go of all links, after the loop has ended."""
         ends: list[Receiver | Sender] = [*self._receivers.values(), *self._senders.values()]
+        self._outbox.close()
         for end in ends:
             end.close()
         self._receivers.clear()
@@ -151,9 +186,9 @@ class RayDevice:
         self._inbox.put(link, sequence, record)
 
     @ray.method(concurrency_group="results")
-    def take(self, timeout: float) -> tuple[Record, ...]:
-        """Results for an engine on another node."""
-        return self._outbox.take(timeout)
+    def take(self, epoch: int, timeout: float) -> tuple[Record, ...]:
+        """Results for an engine on another node. A call of an earlier epoch gets none."""
+        return self._outbox.take(timeout) if epoch == self._epoch else ()
 
     def counters(self) -> Counters:
         """What the device has done so far."""

@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Literal
 
 from raygraft.actors.engine import Engine
-from raygraft.graph.errors import PlanError, RaygraftError, RunError
+from raygraft.actors.events import tell
+from raygraft.actors.fleet import Fleet
+from raygraft.graph.errors import DeviceLostError, LinkError, PlanError, RaygraftError, RunError
 from raygraft.graph.graph import Graph
 from raygraft.placement.plan import Plan
 from raygraft.placement.schedule import used_devices
@@ -22,6 +24,10 @@ Replan = Callable[[], tuple[Plan, Graph]]
 
 ATTEMPTS = 3
 """Losses in a row, without a token in between, before the engine gives up."""
+PATIENCE_TIMES = 4
+LEAST_PATIENCE_SECONDS, PATIENCE_SECONDS = 2.0, 20.0
+"""How long a device may finish what it computes when another is lost: so many times the slowest of
+the recent steps, at least the one and, when nothing was measured yet, the other."""
 
 
 class Recovery:
@@ -34,7 +40,20 @@ class Recovery:
         self._engine = engine
         self._replan = replan
         self._missing: set[str] = set()
+        self._moved = False
+        """Whether a device is on another node than the plan was made for."""
         self._barren = 0
+
+    def load(self) -> None:
+        """Load the engine's plan for the first time, with devices that may be lost meanwhile."""
+        try:
+            self._engine.load()
+        except (DeviceLostError, LinkError) as error:
+            self.recover(error)
+
+    def returned(self, device: str) -> None:
+        """Somebody else has started a device anew."""
+        self._missing.discard(device)
 
     def progress(self) -> None:
         """A token has come: what was lost before is mended."""
@@ -55,6 +74,7 @@ class Recovery:
                 error = another
             else:
                 self.count += 1
+                tell("recovered", "the engine goes on", epoch=self._engine.epoch)
                 return
         self._barren = 0
         raise error
@@ -68,7 +88,8 @@ class Recovery:
 
     def _mend(self, error: RunError) -> None:
         fleet = self._engine.fleet
-        lost = fleet.end_loops()
+        tell("loss", str(error), epoch=self._engine.epoch)
+        lost = fleet.end_loops(self._patience())
         if self.policy == "replan":
             fleet.drop(lost)
             self._missing.update(lost)
@@ -76,8 +97,9 @@ class Recovery:
             self._missing.update(lost)
             self._return_missing()
         plan, graph = self._engine.plan, self._engine.graph
-        if self._missing.intersection(used_devices(plan.stages)):
+        if self._moved or self._missing.intersection(used_devices(plan.stages)):
             plan, graph = self._replan()
+            self._moved = False
         self._engine.restart(plan, graph)
 
     def _return_missing(self) -> None:
@@ -85,7 +107,35 @@ class Recovery:
         fleet = self._engine.fleet
         for name in sorted(self._missing):
             try:
-                fleet.replace(name)
+                self._moved |= not _replaced(fleet, name)
                 self._missing.discard(name)
             except RunError:
                 fleet.drop([name])
+
+    def _patience(self) -> float:
+        rounds = self._engine.rounds
+        slowest = None if rounds is None else rounds.deadlines.slowest
+        if slowest is None:
+            return PATIENCE_SECONDS
+        return max(LEAST_PATIENCE_SECONDS, PATIENCE_TIMES * slowest)
+
+
+def _replaced(fleet: Fleet, name: str) -> bool:
+    """As `Fleet.replace`; an actor that dies as it starts is given another try."""
+    try:
+        return fleet.replace(name)
+    except DeviceLostError:
+        return fleet.replace(name)
+
+
+def first_plan(fleet: Fleet, policy: OnLoss, replan: Replan) -> tuple[Plan, Graph]:
+    """A plan before there is an engine; devices that are lost while they are asked start anew."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return replan()
+        except DeviceLostError:
+            if policy == "fail" or attempt == ATTEMPTS - 1:
+                raise
+            for name in fleet.end_loops():
+                _replaced(fleet, name)
+    raise AssertionError("unreachable")

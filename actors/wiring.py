@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from raygraft.actors.ends import ActorEnd, End, Opening, link_name, open_ring, open_tcp
@@ -34,19 +35,19 @@ Ask = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Device -> call; device -> result."""
 
 
-def openings_of(plan: Plan, graph: Graph, engine_node: str) -> dict[Pair, Opening]:
+def openings_of(plan: Plan, graph: Graph, engine_node: str, epoch: int) -> dict[Pair, Opening]:
     """All links of a plan, with a secret of its own for each that leaves a node."""
     half_batches = most_half_batches(plan)
     size = (control_slots(half_batches), control_bytes(plan.limits, plan.block_size))
     node_of = {use.device: use.node for use in plan.devices}
     openings = {
-        (ENGINE, name): Opening(link_between(engine_node, node_of[name]), *size)
+        (ENGINE, name): Opening(link_between(engine_node, node_of[name]), *size, epoch)
         for name in used_devices(plan.stages)
     }
     for pair in dict.fromkeys((t.source, t.target) for t in plan.transfers):
         own = [t for t in plan.transfers if (t.source, t.target) == pair]
         nbytes = max(transfer_bytes(t, graph, plan.limits) for t in own)
-        openings[pair] = Opening(own[0].link, ring_slots(plan, *pair, half_batches), nbytes)
+        openings[pair] = Opening(own[0].link, ring_slots(plan, *pair, half_batches), nbytes, epoch)
     return {
         pair: replace(opening, secret=new_secret()) if opening.link == "tcp" else opening
         for pair, opening in openings.items()
@@ -135,8 +136,9 @@ class Wiring:
             for device in dict.fromkeys(target for _, target in openings if target != ENGINE)
         }
         for target, opened in self._ask(calls).items():
-            actor = ActorEnd(self._actors[target])
-            ends |= {(source, target): end or actor for source, end in opened.items()}
+            for source, end in opened.items():
+                actor = ActorEnd(self._actors[target], openings[source, target].epoch)
+                ends[source, target] = end or actor
         for (source, target), opening in openings.items():
             if target == ENGINE:
                 self._results, ends[source, target] = self._open_results(source, opening)
@@ -148,4 +150,5 @@ class Wiring:
             return open_ring(opening, name)
         if opening.link == "tcp":
             return open_tcp(opening, name)
-        return PulledReceiver(name, self._actors[source].take.remote, await_reply(name)), None
+        take = partial(self._actors[source].take.remote, opening.epoch)
+        return PulledReceiver(name, take, await_reply(name)), None

@@ -42,7 +42,7 @@ from raygraft.actors import cluster as raygraft_cluster
 from raygraft.completion import Completion
 from raygraft.demo_model import demo_model_path
 from raygraft.graph.errors import RaygraftError
-from raygraft.llm import Model
+from raygraft.model import Model
 
 CLIENTS = 16
 AGREES = 2e-3
@@ -169,11 +169,11 @@ def gap_where_they_part(done: Completion, expected: Completion) -> float:
 class Injuries:
     """What happens to the devices."""
 
-    def __init__(self, nodes: Cluster, clients: Clients, seed: int) -> None:
+    def __init__(self, nodes: Cluster, right: Any, clients: Clients, seed: int) -> None:
         self.draw = random.Random(seed)
         self._nodes = nodes
         self._clients = clients
-        self._right = nodes.list_all_nodes[-1]
+        self._right = right
 
     def one(self) -> None:
         """Do harm, and wait for the next token of a later epoch."""
@@ -267,7 +267,7 @@ def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
     raygraft_cluster._keep_standard_output_clean()
     nodes = Cluster(initialize_head=True, head_node_args=head)
     try:
-        nodes.add_node(num_cpus=1, labels={"place": "right"})
+        right = nodes.add_node(num_cpus=1, labels={"place": "right"})
         with LLM(
             model,
             devices=specs,
@@ -281,7 +281,7 @@ def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
             differing = clients.expect()
             before = {"objects": stored_objects(), "actors": len(devices())}
             clients.start()
-            _injure(Injuries(nodes, clients, options.seed), clients, options)
+            _injure(Injuries(nodes, right, clients, options.seed), clients, options)
             clients.stop()
             llm.generate([[3, 4]], SamplingParams(max_tokens=2))
             time.sleep(2)

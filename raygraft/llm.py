@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from raygraft.actors.engine import Engine
 from raygraft.actors.engine_thread import EngineThread
 from raygraft.actors.fleet import Fleet
 from raygraft.actors.in_process import InProcessFleet
-from raygraft.actors.part import Questions
-from raygraft.actors.recovery import OnLoss, Recovery
+from raygraft.actors.moves import Move, Moves
+from raygraft.actors.recovery import OnLoss, Recovery, first_plan
 from raygraft.actors.request import SamplingParams
 from raygraft.actors.timeline import Timeline, timeline_of
 from raygraft.actors.verification import Results
 from raygraft.completion import Answer, Chunk, Completion
-from raygraft.configuration import Device, Place, parse_devices, parse_rules
-from raygraft.demo_model import demo_model_path
-from raygraft.graph.architectures import build_graph
-from raygraft.graph.capability import Limits
-from raygraft.graph.errors import ModelFileError, RequestError
-from raygraft.graph.gguf_file import ModelFile
+from raygraft.configuration import Device, Place, parse_device, parse_devices, parse_rules
+from raygraft.graph.errors import RequestError
 from raygraft.graph.graph import Graph
+from raygraft.model import Model, Progress
 from raygraft.placement.devices import ENGINE, DeviceSpec
 from raygraft.placement.plan import Plan
-from raygraft.placement.rules import AnyRule, without_devices
-from raygraft.planning import check_early, plan_on, with_named_regions, with_overrides
-from raygraft.text import ChatTemplate, Tokenizer
+from raygraft.placement.rules import AnyRule
+from raygraft.planning import check_early, with_named_regions, with_overrides
+from raygraft.replanning import Replanner, Wanted
+from raygraft.text import ChatTemplate
 from raygraft.verification import verify_on
 
-Progress = Callable[[str], None]
+if TYPE_CHECKING:
+    from raygraft.actors.metrics import EngineMetrics
+    from raygraft.control import Doorkeeper
+
 Prompt = str | Sequence[int]
 Message = Mapping[str, str]
 
@@ -69,37 +72,6 @@ class Timings:
     """Steps that shared the devices with another one in flight."""
 
 
-class Model:
-    """A model file with its graph and its tokenizer; no devices yet."""
-
-    def __init__(self, path: str | Path | None = None, progress: Progress = _silent) -> None:
-        """Read a GGUF file, or the demo model. Raises ModelFileError, UnknownArchitectureError."""
-        path = demo_model_path(progress) if path is None else path
-        progress(f"reading {Path(path).name}")
-        self.file = ModelFile.open(path)
-        self.graph: Graph = build_graph(self.file)
-        try:
-            self.tokenizer = Tokenizer.from_metadata(self.file.metadata)
-        except ModelFileError as error:
-            raise ModelFileError(f"{self.file.path}: {error}") from error
-
-    def limits(
-        self, *, ctx_size: int | None, max_sequences: int, max_rows: int, cache_type: str
-    ) -> Limits:
-        """The bounds of a plan. Raises RequestError when they make no sense."""
-        trained = self.graph.dimensions.context
-        if ctx_size is not None and not 1 <= ctx_size <= trained:
-            raise RequestError(
-                f"a context of {ctx_size} tokens was asked for; "
-                f"the model was trained for 1 to {trained}"
-            )
-        if max_sequences < 1 or max_rows < max_sequences:
-            raise RequestError(
-                f"max_rows {max_rows} must hold a row for each of max_sequences {max_sequences}"
-            )
-        return Limits(max_rows, ctx_size or trained, cache_type, max_sequences)
-
-
 class LLM:
     """A model on its devices. Close it, or use it in a `with` block.
 
@@ -109,8 +81,8 @@ class LLM:
     cluster. `verify` checks what the devices claim before the plan is made, and warns of what they
     fail in (WithdrawnWarning). At most `max_queue` requests wait. `half_batches` go through the
     devices at once, or as many as pay. `on_loss` says what happens when a device dies: it is
-    started anew, or the plan is made without it, or all requests fail. `runtime="in-process"` runs
-    the devices as threads without Ray.
+    started anew, or the plan is made without it, or all requests fail. `raygraft ctl` finds the
+    engine by its `name`. `runtime="in-process"` runs the devices as threads without Ray.
     """
 
     def __init__(
@@ -130,6 +102,7 @@ class LLM:
         max_queue: int | None = None,
         half_batches: int | None = None,
         on_loss: OnLoss = "replace",
+        name: str | None = None,
         verify: bool = False,
         progress: Progress = _silent,
     ) -> None:
@@ -145,6 +118,8 @@ class LLM:
             cache_type=cache_type,
         )
         check_early(graph, rules, specs)
+        self._metrics: EngineMetrics | None = None
+        self._doorkeeper: Doorkeeper | None = None
         fleet = _start_fleet(specs, runtime, address, progress)
         try:
             self.verification: Results = {}
@@ -152,22 +127,15 @@ class LLM:
                 self.verification = verify_on(
                     fleet, graph, limits=limits, model=self.model.file, progress=progress
                 )
-
-            def replan() -> tuple[Plan, Graph]:
-                """Over the devices that are there."""
-                names = {profile.name for profile in fleet.profiles(Questions(graph, limits))}
-                missing = {spec.name for spec in specs} - names
-                plan, found, _ = plan_on(
-                    fleet,
-                    graph,
-                    without_devices(rules, missing),
-                    limits=limits,
-                    context=ctx_size,
-                    model=self.model.file.path.name,
-                )
-                return plan, found
-
-            plan, planned = replan()
+            self._replanner = Replanner(
+                fleet,
+                graph,
+                Wanted(rules, tuple(spec.name for spec in specs)),
+                limits=limits,
+                context=ctx_size,
+                model=self.model.file.path.name,
+            )
+            plan, planned = first_plan(fleet, on_loss, self._replanner)
             self.tokenizer = self.model.tokenizer
             self._template = ChatTemplate.for_tokenizer(self.tokenizer)
             self._engine = Engine(
@@ -179,12 +147,20 @@ class LLM:
                 max_queue=max_queue,
                 half_batches=half_batches,
             )
-            recovery = Recovery(self._engine, on_loss, replan)
-            self._thread = EngineThread(self._engine, recovery)
+            self._recovery = Recovery(self._engine, on_loss, self._replanner)
+            self._recovery.load()
+            self._thread = EngineThread(self._engine, self._recovery)
+            self._moves = Moves(self._thread, self.model.file)
+            self._fleet = fleet
+            if name is not None:
+                self._doorkeeper = self._open(name)
+            if runtime == "ray":
+                self._metrics = self._measured(name or "engine")
         except BaseException:
+            if hasattr(self, "_moves"):
+                self.close()
             fleet.shutdown()
             raise
-        self._fleet = fleet
         self._load_seconds = time.perf_counter() - began
 
     def __enter__(self) -> Self:
@@ -213,8 +189,69 @@ class LLM:
         """The model's regions, with those that the devices have found."""
         return self._engine.graph
 
+    def move(self, selector: str, device: str) -> Move:
+        """Let a device compute these regions from now on, while requests go on.
+
+        It is one more rule, the last. Raises SelectorError, PlanError: then nothing has changed.
+        """
+        return self._switch(self._replanner.wanted.with_rules(parse_rules({selector: device})))
+
+    def drain(self, device: str) -> Move:
+        """Let others compute what a device did, and let go of it. Raises PlanError."""
+        return self._switch(self._replanner.wanted.without(device), [device])
+
+    def add(self, device: Device) -> Move:
+        """Take a device in, a new one or one that was drained or lost, and plan with it."""
+        spec = parse_device(device)
+        self._fleet.add(spec)
+        self._recovery.returned(spec.name)
+        return self._switch(self._replanner.wanted.with_device(spec.name))
+
+    def _switch(self, wanted: Wanted, leaving: Sequence[str] = ()) -> Move:
+        move = self._moves.switch(partial(self._replanner.plan_for, wanted), leaving)
+        self._replanner.wanted = wanted
+        return move
+
+    def status(self) -> dict[str, Any]:
+        """What the engine is doing, and on which devices."""
+        engine, scheduler = self._engine, self._engine.scheduler
+        regions = Counter(self.plan.device_of.values())
+        return {
+            "epoch": engine.epoch,
+            "failure": None if engine.failure is None else str(engine.failure),
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "free_pages": f"{scheduler.pages.free} of {scheduler.pages.blocks}",
+            "recoveries": self._recovery.count,
+            "moves": self._moves.count,
+            "regions_of": dict(sorted(regions.items())),
+        }
+
+    def _measured(self, name: str) -> EngineMetrics:
+        from raygraft.actors.metrics import EngineMetrics  # noqa: PLC0415  # as Ray
+
+        recovery, moves = self._recovery, self._moves
+        return EngineMetrics(self._engine, name, lambda: recovery.count, lambda: moves.count)
+
+    def _open(self, name: str) -> Doorkeeper:
+        from raygraft.control import Doorkeeper  # noqa: PLC0415  # Ray takes a second to import
+
+        return Doorkeeper(
+            name,
+            {
+                "status": self.status,
+                "move": lambda selector, device: asdict(self.move(selector, device)),
+                "drain": lambda device: asdict(self.drain(device)),
+                "add": lambda device: asdict(self.add(device)),
+            },
+        )
+
     def close(self) -> None:
         """End all devices, and the Ray that was started for them."""
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._doorkeeper is not None:
+            self._doorkeeper.close()
         self._thread.shutdown()
 
     def generate(

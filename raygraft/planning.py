@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from raygraft.actors.fleet import Fleet
 from raygraft.actors.part import Questions
@@ -60,12 +60,16 @@ def plan_on(
     limits: Limits,
     context: int | None,
     model: str,
+    drained: Collection[str] = (),
 ) -> tuple[Plan, Graph, tuple[DeviceProfile, ...]]:
-    """Ask the devices, and plan. Returns the graph as well, with the regions that they found.
+    """Ask the devices, and plan without those that are `drained`.
+
+    Returns the graph as well, with the regions that they found.
 
     Raises PlanError, ConfigurationError.
     """
-    profiles = fleet.profiles(Questions(graph, limits))
+    asked = fleet.profiles(Questions(graph, limits))
+    profiles = tuple(profile for profile in asked if profile.name not in drained)
     for profile in profiles:
         graph = with_found(graph, profile.found)
     plan = make_plan(

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import raygraft
-from raygraft.cli import bench, chat, devices, plan, regions, run, verify
+from raygraft.cli import bench, chat, ctl, devices, plan, regions, run, verify
 from raygraft.graph.errors import RaygraftError
 
 
@@ -66,3 +66,4 @@ app.command("regions")(regions.regions)
 app.command("devices")(devices.devices)
 app.command("verify")(verify.verify)
 app.command("bench")(bench.bench)
+app.add_typer(ctl.ctl, name="ctl")

@@ -17,7 +17,8 @@ from raygraft.configuration import Configuration
 from raygraft.graph.errors import ConfigurationError
 from raygraft.kernels.base import Description
 from raygraft.kernels.host import processor_name
-from raygraft.llm import LLM, MAX_ROWS, Model, Progress
+from raygraft.llm import LLM, MAX_ROWS
+from raygraft.model import Model, Progress
 from raygraft.placement.costs import size
 from raygraft.placement.schedule import used_devices
 

@@ -41,6 +41,7 @@ def chat(
     threads: o.ThreadsOption = None,
     address: o.AddressOption = None,
     on_loss: o.OnLossOption = "replace",
+    name: o.NameOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Talk with a model, by its own chat template.
@@ -68,6 +69,7 @@ def chat(
             address=address,
             ctx_size=ctx_size,
             on_loss=on_loss,
+            name=name,
             progress=say,
         )
     opening = [{"role": "system", "content": system}] if system else []

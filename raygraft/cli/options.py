@@ -124,6 +124,14 @@ OnLossOption = Annotated[
         rich_help_panel=_PLACES,
     ),
 ]
+NameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--name",
+        help="Let `raygraft ctl --engine NAME` move regions while it runs.",
+        rich_help_panel=_PLACES,
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")
 ]

@@ -18,7 +18,8 @@ from raygraft.cli.report import err, memory_bar, out, print_plan, progress
 from raygraft.configuration import Configuration
 from raygraft.graph.errors import ConfigurationError
 from raygraft.graph.selectors import Selector
-from raygraft.llm import MAX_ROWS, MAX_SEQUENCES, Model, Progress
+from raygraft.llm import MAX_ROWS, MAX_SEQUENCES
+from raygraft.model import Model, Progress
 from raygraft.picture import plan_page
 from raygraft.picture.rows import Rows, duration
 from raygraft.placement.costs import size

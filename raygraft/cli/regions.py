@@ -12,7 +12,7 @@ from raygraft.cli import options as o
 from raygraft.cli.report import out, progress
 from raygraft.graph.graph import Graph, Region
 from raygraft.graph.selectors import Selector
-from raygraft.llm import Model
+from raygraft.model import Model
 from raygraft.placement.costs import size
 
 

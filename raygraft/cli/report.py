@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raygraft.graph.graph import Graph
-from raygraft.llm import Progress
+from raygraft.model import Progress
 from raygraft.picture.folding import fold
 from raygraft.placement.costs import size
 from raygraft.placement.plan import DeviceUse, Plan

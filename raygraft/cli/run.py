@@ -50,6 +50,7 @@ def run(
     address: o.AddressOption = None,
     verify: o.VerifyOption = False,
     on_loss: o.OnLossOption = "replace",
+    name: o.NameOption = None,
     show_plan: Annotated[
         bool, typer.Option("--show-plan", help="Print the plan above the answer.")
     ] = False,
@@ -98,6 +99,7 @@ def run(
             ctx_size=ctx_size,
             verify=verify,
             on_loss=on_loss,
+            name=name,
             progress=say,
         )
     with llm:

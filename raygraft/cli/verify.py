@@ -17,7 +17,8 @@ from raygraft.actors.verification import DEADLINE, Results
 from raygraft.cli import options as o
 from raygraft.cli.report import out, progress
 from raygraft.kernels.verification.checks import CheckResult, Outcome
-from raygraft.llm import MAX_ROWS, MAX_SEQUENCES, Model
+from raygraft.llm import MAX_ROWS, MAX_SEQUENCES
+from raygraft.model import Model
 from raygraft.verification import WithdrawnWarning, name_of, verdict_of, verify_on
 
 WORDS = {Outcome.OK: "ok", Outcome.FAILED: "withdrawn", Outcome.UNCHECKED: "not checked"}

@@ -21,7 +21,7 @@ from raygraft.actors import ray_fleet
 from raygraft.actors.ends import TcpEnd
 from raygraft.actors.wiring import Wiring
 from raygraft.graph.errors import RaygraftError
-from raygraft.llm import Model
+from raygraft.model import Model
 
 PARAMS = SamplingParams(temperature=0, max_tokens=8, logprobs=5)
 PROMPTS = ["the cat sat on", "in the other house there are"]

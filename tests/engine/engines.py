@@ -13,7 +13,7 @@ from raygraft.actors.request import GeneratedSequence, SamplingParams
 from raygraft.configuration import parse_rules
 from raygraft.graph.capability import Limits
 from raygraft.graph.step import Step
-from raygraft.llm import Model
+from raygraft.model import Model
 from raygraft.placement.devices import DeviceSpec
 from raygraft.planning import plan_on
 
@@ -76,10 +76,12 @@ def engine(
         plan = replace(plan, cache_blocks=blocks)
     made = WatchedEngine(plan, graph, opened.file, fleet, **options)  # type: ignore[arg-type]
     made.headers = []
-    first = next(iter(made._wires.control))
-    control = dict(made._wires.control)
-    control[first] = Watched(control[first], made.headers)  # type: ignore[assignment]
-    made._wires = replace(made._wires, control=control)
+    made.load()
+    assert made.rounds is not None
+    wires = made.rounds.wires
+    first = next(iter(wires.control))
+    watched = Watched(wires.control[first], made.headers)
+    made.rounds.wires = replace(wires, control={**wires.control, first: watched})  # type: ignore[dict-item]
     try:
         yield made
     finally:

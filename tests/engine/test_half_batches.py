@@ -32,7 +32,7 @@ def test_both_half_batches_are_in_flight_at_once(tiny_model):
         in_flight = []
         while not all(sequence.finished for sequence in sequences):
             split.step()
-            in_flight.append(len(split._in_flight))
+            in_flight.append(len(split.rounds.in_flight))
         assert set(in_flight[:-2]) == {1}  # while another one is handed over
 
 
@@ -54,7 +54,7 @@ def test_a_half_batch_without_rows_is_a_header_without_arrays(tiny_model):
 def test_rounds_grow_and_shrink(tiny_model):
     sizes = iter([1, 2, 2, 1, 2, 1] * 20)
     with engine(tiny_model, place=ATTENTION_AND_FFN) as split:
-        split._rounds.choose = lambda decoding, prompt_rows: next(sizes)
+        split.rounds.sizes.choose = lambda decoding, prompt_rows: next(sizes)
         answers = split.finish([split.add(prompt, SEEDED) for prompt in PROMPTS])
         split.drain()
     assert answers == alone(tiny_model, PROMPTS, SEEDED)
@@ -74,7 +74,7 @@ def test_cancelled_while_both_are_in_flight(tiny_model):
             doomed = [split.add(prompt, GREEDY) for prompt in PROMPTS]
             for _ in range(3):
                 split.step()
-            flying = [chunk.sequence for sent in split._in_flight for chunk in sent.chunks]
+            flying = [chunk.sequence for sent in split.rounds.in_flight for chunk in sent.chunks]
             assert flying
             free = split.scheduler.pages.free
             for sequence in flying:

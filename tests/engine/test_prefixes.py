@@ -32,7 +32,7 @@ def test_shared_while_the_first_is_still_computed(tiny_model):
     prompts = [[*SHARED, *range(100, 140), n] for n in range(4)]
     with engine(tiny_model, place=ATTENTION_AND_FFN, half_batches=2) as one:
         first = one.add(prompts[0], GREEDY)
-        one._send_headers()
+        list(one.rounds.send(one.scheduler))
         others = [one.add(prompt, GREEDY) for prompt in prompts[1:]]
         answers = one.finish([first, *others])
         assert [sequence.cached for sequence in others] == [

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from raygraft import LLM, SamplingParams
-from raygraft.llm import Model
+from raygraft.model import Model
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9], [20, 30, 40]]
 PARAMS = SamplingParams(temperature=0, max_tokens=6, logprobs=10, ignore_eos=True)

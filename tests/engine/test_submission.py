@@ -109,7 +109,7 @@ def test_a_failure_reaches_everybody(tiny_model, monkeypatch):
         def fail(timeout):
             raise DeviceFailedError("device a failed")
 
-        monkeypatch.setattr(llm.engine_thread.engine._wires.results, "receive", fail)
+        monkeypatch.setattr(llm.engine_thread.engine.rounds.wires.results, "receive", fail)
         for answer in answers:
             with pytest.raises(DeviceFailedError, match="device a failed"):
                 answer.wait()

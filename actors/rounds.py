@@ -1,0 +1,166 @@
+"""Half-batches in flight: headers out, results in, and how long to wait for them.
+
+Headers go out in rounds of one or more half-batches, in turn; a half-batch's next header goes out
+as soon as its last result is back, while the others are still being computed. Results come back in
+the order of the headers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from raygraft.actors.batch import Chunk
+from raygraft.actors.deadlines import Deadlines
+from raygraft.actors.fleet import Fleet, Wires
+from raygraft.actors.half_batches import HalfBatches
+from raygraft.actors.header import header_of
+from raygraft.actors.records import Record, RecordKind, describe
+from raygraft.actors.scheduler import Scheduler
+from raygraft.actors.trace import EventKind, Trace
+from raygraft.graph.errors import LinkError, LinkFullError, RaygraftError, RunError
+from raygraft.placement.plan import Plan
+from raygraft.placement.schedule import most_half_batches
+
+SLICE_SECONDS = 0.2
+"""How long one wait lasts before the engine looks whether all devices are alive."""
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A half-batch that was sent and has not come back."""
+
+    step: int
+    half_batch: int
+    half_batches: int
+    chunks: Sequence[Chunk]
+    prefill: bool
+    began: float
+    deadline: float
+    """Both on the monotonic clock."""
+
+    @property
+    def rows(self) -> int:
+        return sum(chunk.rows for chunk in self.chunks)
+
+
+class Rounds:
+    """The rounds of one epoch, from the loading of a plan to the next."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        fleet: Fleet,
+        wires: Wires,
+        trace: Trace,
+        *,
+        epoch: int,
+        first_step: int,
+        deadlines: Deadlines,
+        half_batches: int | None,
+    ) -> None:
+        """`half_batches` are as many as pay, or as many as are given."""
+        self.wires = wires
+        self.in_flight: deque[InFlight] = deque()
+        self.step = first_step
+        """The last one that a header was sent for."""
+        self.stopping: Callable[[], bool] = lambda: False
+        self.sizes = HalfBatches(most_half_batches(plan), half_batches)
+        self.deadlines = deadlines
+        self._fleet = fleet
+        self._trace = trace
+        self._epoch = epoch
+        self._size = 1
+        self._next = 0
+
+    def send(self, scheduler: Scheduler) -> Iterator[InFlight]:
+        """Send the headers of all half-batches that are not in flight; yields each with rows."""
+        while not any(sent.half_batch == self._next for sent in self.in_flight):
+            begins = self._next == 0
+            if begins:
+                scheduler.admit()
+                self._size = self.sizes.choose(scheduler.decoding, scheduler.prompt_rows)
+            chunks = scheduler.choose(self._size, self._size - self._next)
+            if begins and not chunks:
+                self.sizes.pause()
+                return  # no round begins before there is something to do
+            sent = self._send_header(chunks)
+            if sent is not None:
+                yield sent
+
+    def receive(self) -> tuple[InFlight, Record]:
+        """Wait for what the oldest half-batch in flight yields."""
+        sent = self.in_flight[0]
+        began = time.perf_counter()
+        while True:
+            record = self.wires.results.receive(SLICE_SECONDS)
+            if record is None:
+                self._look_after(f"the result of step {sent.step}", sent)
+            elif (record.epoch, record.step) == (self._epoch, sent.step):
+                break
+            elif record.epoch >= self._epoch:  # what is older was on its way when a plan ended
+                raise LinkError(f"waited for step {sent.step}, found {describe(record)}")
+        if self._trace.on:
+            self._trace.received(record, began)
+        self.in_flight.popleft()
+        self.deadlines.note(sent.rows, time.monotonic() - sent.began)
+        return sent, record
+
+    def complete(self) -> None:
+        """Devices wait for all headers of a round: send those that are missing, empty."""
+        while self._next:
+            self._send_header(())
+
+    def shut_down(self) -> None:
+        """Tell all loops to end, as far as they can be told."""
+        with suppress(RaygraftError):  # the fleet stops what cannot be told to end
+            self.complete()
+        record = Record(RecordKind.SHUTDOWN, self._epoch, self.step + 1, 0)
+        for sender in self.wires.control.values():
+            with suppress(LinkError):
+                sender.send(record, SLICE_SECONDS)
+
+    def close(self) -> None:
+        """Let go of the engine's links."""
+        for sender in self.wires.control.values():
+            sender.close()
+        self.wires.results.close()
+
+    def _send_header(self, chunks: Sequence[Chunk]) -> InFlight | None:
+        """Send the header of the next half-batch to every device."""
+        began = time.perf_counter()
+        self.step += 1
+        number, size = self._next, self._size
+        header = header_of(
+            chunks, epoch=self._epoch, step=self.step, half_batch=number, half_batches=size
+        )
+        rows = sum(chunk.rows for chunk in chunks)
+        prefill = any(chunk.rows > 1 for chunk in chunks)
+        now = time.monotonic()
+        deadline = now + self.deadlines.seconds(rows)
+        sent = InFlight(self.step, number, size, chunks, prefill, now, deadline)
+        if chunks:
+            self.in_flight.append(sent)
+        self._next = (number + 1) % size
+        for name, sender in self.wires.control.items():
+            while True:
+                try:
+                    sender.send(header, SLICE_SECONDS)
+                    break
+                except LinkFullError:
+                    self._look_after(f"device {name} to take a step's header", sent)
+        if self._trace.on:
+            self._trace.add(EventKind.HEADER, -1, self.step, number, began)
+        return sent if chunks else None
+
+    def _look_after(self, what: str, sent: InFlight) -> None:
+        """Between two waits: are all devices alive, and is there time left?"""
+        if self.stopping():
+            raise RunError("this engine was shut down")
+        self._fleet.check()
+        if time.monotonic() > sent.deadline:
+            seconds = sent.deadline - sent.began
+            raise LinkError(f"waited {seconds:.0f} s for {what}: a device hangs")
