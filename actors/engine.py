@@ -176,6 +176,8 @@ class Engine:
             if sends:
                 for sent in rounds.send(self.scheduler):
                     self._sent(sent)
+            else:
+                rounds.complete()
             if rounds.in_flight:
                 outputs += self._take(*rounds.receive())
         except RaygraftError as error:

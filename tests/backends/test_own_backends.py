@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 from engine.comparison import answer
 
 from raygraft import LLM, SamplingParams
@@ -144,7 +145,9 @@ def test_questions_are_asked_once_per_device_and_incarnation(tiny_model, ray_clu
         assert {name: c.questions for name, c in fleet.counters().items()} == {"a": 1, "b": 1}
         before = [profile.verdicts for profile in fleet.profiles(questions)]
         assert {c.questions for c in fleet.counters().values()} == {1}
-        fleet._restart("b")
+        ray.kill(fleet._actors["b"])
+        llm.generate([1, 2, 3], GREEDY)
+        assert llm.engine_thread.recovery.count == 1
         assert [profile.verdicts for profile in fleet.profiles(questions)] == before
         assert {name: c.questions for name, c in fleet.counters().items()} == {"a": 1, "b": 1}
 

@@ -35,7 +35,13 @@ def reference() -> Backend:
         (Signature("matmul", (8, 8), (("weight", "Q4_K", (8, 8)),)), "f32", ""),
         (Signature("matmul", (8, 8), (("weight", "F16", (8, 8)),)), "f16", ""),
         (Signature("attention", (8, 8, 8, 8)), "f16", ""),
-        (Signature("attention", (8, 8, 8, 8)), "q8_0", "it has no cache of type q8_0"),
+        (Signature("attention", (8, 8, 8, 8)), "q4_0", "it has no cache of type q4_0"),
+        (Signature("attention", (64, 64, 64, 64), (), (("kv_heads", 2),)), "q8_0", ""),
+        (
+            Signature("attention", (64, 64, 32, 64), (), (("kv_heads", 2),)),
+            "q8_0",
+            "a q8_0 cache needs values of a multiple of 32 numbers, not 16",
+        ),
         (Signature("add", (8, 8, 8)), "q8_0", ""),
         (Signature("convolve", (8, 8)), "f32", "it has no operator convolve"),
         (

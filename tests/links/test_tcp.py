@@ -208,7 +208,13 @@ class Between:
 
     def _pass_on(self) -> None:
         near, _ = self._listener.accept()
-        with self._listener, near, socket.create_connection(self._target) as far:
+        # An end may close before it has read everything.
+        with (
+            self._listener,
+            near,
+            suppress(ConnectionError),
+            socket.create_connection(self._target) as far,
+        ):
             self._exchange(near, far)
 
     def _exchange(self, near: socket.socket, far: socket.socket) -> None:
