@@ -19,10 +19,9 @@ from raygraft.graph.rotary import RotaryEmbedding
 from raygraft.kernels.cpu import attention
 from raygraft.kernels.cpu import instructions as at
 from raygraft.kernels.cpu.cache import CACHE_CODES, CacheLayout
-from raygraft.kernels.cpu.formats import PANEL
 from raygraft.kernels.cpu.fusing import Work, fuse
 from raygraft.kernels.cpu.packing import PackedWeight
-from raygraft.kernels.cpu.products import FEW_ROWS, format_functions, multiply_functions
+from raygraft.kernels.cpu.products import format_functions, multiply_functions
 
 Floats = NDArray[np.float32]
 Weight = PackedWeight | Floats
@@ -116,7 +115,7 @@ class Assembler:
             if i.kind == at.NORM and i.out not in self._kept and readers and only_products:
                 i.private = True
                 if i.out not in self._private:
-                    size = FEW_ROWS * self._values[i.out].width + _SLACK
+                    size = at.FEW_ROWS * self._values[i.out].width + _SLACK
                     self._private[i.out] = np.zeros((self._threads, size), np.float32)
 
     def _write(self, row: NDArray[np.int64], i: Instruction, few: bool) -> None:
@@ -176,9 +175,8 @@ class Assembler:
         i = Instruction(_KINDS[work.kind], out=work.outputs[0], own=(width,))
         if work.kind == "matmul":
             assert isinstance(weight, PackedWeight)
-            functions = int(multiply_functions().ctypes.data)
             i.a, i.residual = op.inputs[0], work.residual
-            i.own = (weight.columns, weight.rows, weight.tiles, functions)
+            i.own = (weight.columns, weight.rows, weight.tiles)
             i.places = _described(at.FIRST, weight)
             if "bias" in weights:
                 i.places[at.B] = _address(weights["bias"])
@@ -273,8 +271,7 @@ def _described(place: int, weight: PackedWeight) -> dict[int, int]:
         place + at.WEIGHT: weight.address,
         place + at.FUNCTIONS: int(format_functions(kind).ctypes.data),
         place + at.TILE_BYTES: kind.tile_bytes(weight.columns),
-        place + at.PANEL_BYTES: kind.tile_bytes(PANEL),
-        place + at.SUMS: kind.sums,
+        place + at.SUMS: kind.per_group if kind.has_offset else 0,
     }
 
 

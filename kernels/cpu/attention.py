@@ -154,7 +154,7 @@ def _score(i: int, step: int, start: int, tile: int, q: _Queries) -> None:
         some = word(functions + 8 * (min(MULTIPLY_ROWS, q.queries - n) - 1))
         target = q.scores + 4 * (_KEYS * n + LANES * tile)
         own = q.rows + 4 * size * n
-        call(some, (keys, FLOAT_BYTES, 0, size, own, 4 * size, target, 4 * _KEYS, 0))
+        call(some, (keys, FLOAT_BYTES, size, own, 4 * size, target, 4 * _KEYS, 0))
 
 
 @compiled(nogil=True)
@@ -203,5 +203,5 @@ def _mix(i: int, step: int, start: int, tile: int, width: int, q: _Queries) -> N
             target, tile_at = q.mixed + 4 * (width * n + k), values + 4 * k
             call(
                 some,
-                (tile_at, step_bytes, 0, positions, own, 4 * _KEYS, target, 4 * width, 1),
+                (tile_at, step_bytes, positions, own, 4 * _KEYS, target, 4 * width, 1),
             )

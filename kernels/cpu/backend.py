@@ -35,6 +35,11 @@ class CpuBackend(Backend):
 
     loads_beside = True
 
+    @classmethod
+    def warm_up(cls) -> None:
+        """See `Backend.warm_up`."""
+        Team.prepare()
+
     def __init__(self, options: BackendOptions) -> None:
         super().__init__(options)
         missing = [

@@ -18,20 +18,20 @@ depend on the kind; the last of them is a double.
     COPY_ROWS,
 ) = range(9)
 
-_PLACES = range(0, 8 * 30, 8)
+_PLACES = range(0, 8 * 26, 8)
 KIND, MEET, LOGIT_SIDE, BY_UNITS, A, B, C, OUT, A_STEP, OUT_STEP = _PLACES[:10]
 OWN = _PLACES[10]
 OWN_WORDS = 8
 NUMBER = OWN + 8 * (OWN_WORDS - 1)
-FIRST, SECOND = _PLACES[18], _PLACES[23]
+FIRST, SECOND = _PLACES[18], _PLACES[22]
 """Where a product's weights are described; the second is the one that is gated with."""
-FIELDS = 28
+FIELDS = 26
 
 # Of a weight's description.
-WEIGHT, FUNCTIONS, TILE_BYTES, PANEL_BYTES, SUMS = (8 * place for place in range(5))
+WEIGHT, FUNCTIONS, TILE_BYTES, SUMS = (8 * place for place in range(4))
 
 # Of products.
-COLUMNS, WIDTH, TILES, MULTIPLY = (OWN + 8 * place for place in range(4))
+COLUMNS, WIDTH, TILES = (OWN + 8 * place for place in range(3))
 
 # Where the numbers and addresses that describe a step lie.
 (
@@ -48,3 +48,6 @@ COLUMNS, WIDTH, TILES, MULTIPLY = (OWN + 8 * place for place in range(4))
     FEW,
 ) = (8 * place for place in range(11))
 STEP_WORDS = 11
+
+FEW_ROWS = 16
+"""Rows up to which the program for few rows runs: threads write whole operands of their own."""

@@ -18,6 +18,8 @@ from numba.core import config
 LANES = 16
 FLOAT_BYTES = 4 * LANES
 """Bytes of sixteen floats."""
+LARGEST_TABLE = 32
+"""Entries that `Lanes.look_up` can choose from: what two registers hold."""
 
 _FLOAT = ir.FloatType()
 _FLOATS = ir.VectorType(_FLOAT, LANES)
@@ -65,6 +67,9 @@ class Lanes:
     def __add__(self, other: Lanes) -> Lanes:
         return self._with(self.builder.fadd(self.value, other.value))
 
+    def __sub__(self, number: float) -> Lanes:
+        return self._with(self.builder.fsub(self.value, constant(number)))
+
     def __mul__(self, other: Lanes | float) -> Lanes:
         factor = other.value if isinstance(other, Lanes) else constant(other)
         return self._with(self.builder.fmul(self.value, factor))
@@ -88,6 +93,12 @@ class Lanes:
     def __or__(self, other: Lanes) -> Lanes:
         return self._with(self.builder.or_(self.value, other.value))
 
+    def signed_bits(self, lowest: int, count: int) -> Lanes:
+        """So many bits from the lowest one on, as a signed integer."""
+        top = self << _I32.width - lowest - count
+        down = _integers(_I32.width - count)
+        return self._with(self.builder.ashr(top.value, down))
+
     def floats(self) -> Lanes:
         """Signed integers as floats."""
         return self._with(self.builder.sitofp(self.value, _FLOATS))
@@ -97,13 +108,25 @@ class Lanes:
         return self._with(self.builder.bitcast(self.value, _FLOATS))
 
     def look_up(self, table: Sequence[float]) -> Lanes:
-        """The entry of a table of 16 that the lowest four bits name; other bits do not count."""
-        entries = ir.Constant(_FLOATS, [ir.Constant(_FLOAT, entry) for entry in table])
+        """The entry of a table that the lowest bits name; other bits do not count.
+
+        A table has a power of two as its size, `LARGEST_TABLE` at most.
+        """
         if has_feature("avx512f"):
-            return self._call("llvm.x86.avx512.permvar.sf.512", entries, self.value)
-        places = self & 15
-        if list(table) == list(range(LANES)):
-            return places.floats()
+            repeated = list(table) * max(1, LANES // len(table))
+            first, *second = (
+                ir.Constant(_FLOATS, [ir.Constant(_FLOAT, entry) for entry in repeated[n:][:LANES]])
+                for n in range(0, len(repeated), LANES)
+            )
+            if second:
+                return self._call("llvm.x86.avx512.vpermi2var.ps.512", first, self.value, *second)
+            return self._call("llvm.x86.avx512.permvar.sf.512", first, self.value)
+        places = self & (len(table) - 1)
+        if list(table) == [table[0] + n for n in range(len(table))]:
+            return places.floats() - -table[0]
+        entries = ir.Constant(
+            ir.VectorType(_FLOAT, len(table)), [ir.Constant(_FLOAT, entry) for entry in table]
+        )
         found: Any = ir.Constant(_FLOATS, ir.Undefined)
         for lane in range(LANES):
             place = self.builder.extract_element(places.value, _I32(lane))

@@ -1,8 +1,7 @@
 """Products with packed weights, and what is fused to them: bias, residual sum, gate.
 
-Up to sixteen rows read the packed bytes and multiply as they unpack: that is decoding. More rows
-widen part of a tile to floats, in memory that stays in the cache, and use it for all rows: that is
-a prompt. Either way the products of one or two tiles land in scratch memory, and leave it finished.
+Rows go through the weights eight at a time, so many of them before the next tile that they stay in
+the cache. The products of a tile land in scratch memory, and leave it finished.
 """
 
 from __future__ import annotations
@@ -12,13 +11,10 @@ from typing import Any
 import numpy as np
 
 from raygraft.kernels.compiled import compiled
-from raygraft.kernels.cpu.formats import PANEL
 from raygraft.kernels.cpu.instructions import (
     COLUMNS,
     FIRST,
     FUNCTIONS,
-    MULTIPLY,
-    PANEL_BYTES,
     SECOND,
     SUMS,
     TILE_BYTES,
@@ -28,7 +24,7 @@ from raygraft.kernels.cpu.instructions import (
     C,
 )
 from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
-from raygraft.kernels.cpu.products import DOT_ROWS, FEW_ROWS, MULTIPLY_ROWS, MULTIPLY_TILES, WIDEN
+from raygraft.kernels.cpu.products import DOT_ROWS
 from raygraft.kernels.cpu.vector import (
     add,
     divide,
@@ -43,22 +39,21 @@ from raygraft.kernels.cpu.vector import (
 )
 from raygraft.kernels.raw import call, word
 
-UNIT = MULTIPLY_TILES
-"""Tiles that are computed together."""
-_STRIDE = UNIT * FLOAT_BYTES  # of a row of results
-_ROWS = 20 * MULTIPLY_ROWS  # results of so many rows stay in the cache
-_WIDE = UNIT * PANEL * FLOAT_BYTES
-_RESULTS = _ROWS * _STRIDE
-
-# Where things lie in a thread's scratch memory.
-_FIRST_RESULTS = _WIDE
-_SECOND_RESULTS = _FIRST_RESULTS + _RESULTS
-_SUMS = _SECOND_RESULTS + _RESULTS
+_MOST_ROWS = 16 * DOT_ROWS  # that go through a tile before the next one
+_CACHED = 2**18  # bytes of their x: half of a small second-level cache
+_RESULTS = _MOST_ROWS * FLOAT_BYTES
+_SUMS = 2 * _RESULTS
+"""Where, in a thread's scratch memory, sums of x follow two sets of results."""
 
 
-def scratch_bytes(columns: int) -> int:
-    """What a thread needs: widened tiles, two sets of results, two sets of sums of few rows."""
-    return _SUMS + 2 * FEW_ROWS * 4 * (columns // LANES)
+def scratch_bytes(columns: int, rows: int) -> int:
+    """What a thread needs for weights with sums of so many rows."""
+    return _SUMS + 2 * _sums_bytes(columns, rows)
+
+
+@compiled(nogil=True)
+def _sums_bytes(columns: int, rows: int) -> int:
+    return 4 * (columns // LANES) * rows
 
 
 @compiled(nogil=True)
@@ -83,111 +78,71 @@ def _group_sums(x: int, rows: int, columns: int, group: int, target: int) -> Non
 
 @compiled(nogil=True)
 def prepare_sums(i: int, a: int, rows: int, scratch: int) -> None:
-    """The sums of few rows that the weights of instruction i need."""
+    """The sums of rows that the weights of instruction i need."""
     columns = word(i + COLUMNS)
-    if rows <= FEW_ROWS:
-        for weight, sums in ((i + FIRST, _SUMS), (i + SECOND, _second_sums(columns))):
-            if word(weight + SUMS) > 0:
-                _group_sums(a, rows, columns, word(weight + SUMS), scratch + sums)
-
-
-@compiled(nogil=True)
-def _second_sums(columns: int) -> int:
-    return _SUMS + FEW_ROWS * 4 * (columns // LANES)
+    target = scratch + _SUMS
+    for weight in (i + FIRST, i + SECOND):
+        if word(weight + SUMS) > 0:
+            _group_sums(a, rows, columns, word(weight + SUMS), target)
+        target += _sums_bytes(columns, rows)
 
 
 @compiled(nogil=True)
 def product_tiles(i: int, first: int, last: int, a: int, rows: int, out: int, scratch: int) -> None:
     """Tiles `first:last` of the product that instruction i describes, for all rows.
 
-    The sums of few rows are prepared.
+    The sums of rows are prepared.
     """
     columns = word(i + COLUMNS)
     gated = word(i + SECOND + WEIGHT) != 0
-    more_sums = _second_sums(columns)
-    for tile in range(first, last, UNIT):
-        tiles = min(UNIT, last - tile)
-        if rows <= FEW_ROWS:
-            _few_rows(i, i + FIRST, tile, tiles, a, rows, scratch + _FIRST_RESULTS, scratch + _SUMS)
+    sums, more_sums = scratch + _SUMS, scratch + _SUMS + _sums_bytes(columns, rows)
+    most = min(_MOST_ROWS, max(1, _CACHED // (4 * columns * DOT_ROWS)) * DOT_ROWS)
+    for start in range(0, rows, most):
+        count = min(most, rows - start)
+        x, skipped = a + 4 * columns * start, _sums_bytes(columns, start)
+        for tile in range(first, last):
+            _dots(columns, i + FIRST, tile, x, count, sums + skipped, scratch)
             if gated:
-                results, sums = scratch + _SECOND_RESULTS, scratch + more_sums
-                _few_rows(i, i + SECOND, tile, tiles, a, rows, results, sums)
-            _finish(i, tile, tiles, 0, rows, out, scratch)
-            continue
-        for row in range(0, rows, _ROWS):
-            count = min(_ROWS, rows - row)
-            own = a + 4 * columns * row
-            _many_rows(i, i + FIRST, tile, tiles, own, count, scratch + _FIRST_RESULTS, scratch)
-            if gated:
-                results = scratch + _SECOND_RESULTS
-                _many_rows(i, i + SECOND, tile, tiles, own, count, results, scratch)
-            _finish(i, tile, tiles, row, count, out, scratch)
+                results = scratch + _RESULTS
+                _dots(columns, i + SECOND, tile, x, count, more_sums + skipped, results)
+            _finish(i, tile, start, count, out, scratch)
 
 
 @compiled(nogil=True)
-def _few_rows(
-    i: int, weight: int, first: int, tiles: int, a: int, rows: int, results: int, sums: int
-) -> None:
-    """Products with whole tiles. The results of a row lie `_STRIDE` bytes after the row before."""
-    columns = word(i + COLUMNS)
-    stride, sums_stride = 4 * columns, 4 * (columns // LANES)
-    for number in range(tiles):
-        tile = word(weight + WEIGHT) + word(weight + TILE_BYTES) * (first + number)
-        for row in range(0, rows, DOT_ROWS):
-            function = word(word(weight + FUNCTIONS) + 8 * (min(DOT_ROWS, rows - row) - 1))
-            x, own = a + stride * row, sums + sums_stride * row
-            out = results + _STRIDE * row + FLOAT_BYTES * number
-            call(function, (tile, columns, x, stride, own, sums_stride, out, _STRIDE))
+def _dots(columns: int, weight: int, tile: int, a: int, rows: int, sums: int, results: int) -> None:
+    """Products of rows with a tile, sixteen for each row."""
+    stride, sums_stride = 4 * columns, _sums_bytes(columns, 1)
+    at = word(weight + WEIGHT) + word(weight + TILE_BYTES) * tile
+    for row in range(0, rows, DOT_ROWS):
+        function = word(word(weight + FUNCTIONS) + 8 * (min(DOT_ROWS, rows - row) - 1))
+        x, own, out = a + stride * row, sums + sums_stride * row, results + FLOAT_BYTES * row
+        call(function, (at, columns, x, stride, own, sums_stride, out, FLOAT_BYTES))
 
 
 @compiled(nogil=True)
-def _many_rows(
-    i: int, weight: int, first: int, tiles: int, a: int, rows: int, results: int, wide: int
-) -> None:
-    """The same by way of widened panels."""
-    columns = word(i + COLUMNS)
-    widen = word(word(weight + FUNCTIONS) + 8 * WIDEN)
-    functions = word(i + MULTIPLY) + 8 * (tiles - 1) * MULTIPLY_ROWS
-    step, second = FLOAT_BYTES, PANEL * FLOAT_BYTES
-    for panel in range(-(-columns // PANEL)):
-        count = min(PANEL, columns - PANEL * panel)
-        for number in range(tiles):
-            tile = word(weight + WEIGHT) + word(weight + TILE_BYTES) * (first + number)
-            at = tile + word(weight + PANEL_BYTES) * panel
-            call(widen, (at, count, wide + second * number))
-        own = a + 4 * PANEL * panel
-        for row in range(0, rows, MULTIPLY_ROWS):
-            multiply_some = word(functions + 8 * (min(MULTIPLY_ROWS, rows - row) - 1))
-            x, out = own + 4 * columns * row, results + _STRIDE * row
-            more = 1 if panel > 0 else 0
-            call(multiply_some, (wide, step, second, count, x, 4 * columns, out, _STRIDE, more))
-
-
-@compiled(nogil=True)
-def _finish(i: int, first: int, tiles: int, start: int, rows: int, out: int, scratch: int) -> None:
+def _finish(i: int, tile: int, start: int, rows: int, out: int, scratch: int) -> None:
     """Gate, bias and residual sum, then rows `start:start + rows` of the output."""
     width, bias, residual = word(i + WIDTH), word(i + B), word(i + C)
     gated = word(i + SECOND + WEIGHT) != 0
+    column = LANES * tile
     for row in range(rows):
-        for number in range(tiles):
-            column = LANES * (first + number)
-            at = scratch + _FIRST_RESULTS + _STRIDE * row + FLOAT_BYTES * number
-            target = 4 * (width * (start + row) + column)
-            value = load(at)
-            if gated:
-                value = silu_times(value, load(at + _RESULTS))
-            if column + LANES <= width:
-                if bias != 0:
-                    value = add(value, load(bias + 4 * column))
-                if residual != 0:
-                    value = add(value, load(residual + target))
-                store(out + target, value)
-                continue
-            store(at, value)
-            for lane in range(width - column):
-                one = get(at + 4 * lane)
-                if bias != 0:
-                    one += get(bias + 4 * (column + lane))
-                if residual != 0:
-                    one += get(residual + target + 4 * lane)
-                put(out + target + 4 * lane, one)
+        at = scratch + FLOAT_BYTES * row
+        target = 4 * (width * (start + row) + column)
+        value = load(at)
+        if gated:
+            value = silu_times(value, load(at + _RESULTS))
+        if column + LANES <= width:
+            if bias != 0:
+                value = add(value, load(bias + 4 * column))
+            if residual != 0:
+                value = add(value, load(residual + target))
+            store(out + target, value)
+            continue
+        store(at, value)
+        for lane in range(width - column):
+            one = get(at + 4 * lane)
+            if bias != 0:
+                one += get(bias + 4 * (column + lane))
+            if residual != 0:
+                one += get(residual + target + 4 * lane)
+            put(out + target + 4 * lane, one)

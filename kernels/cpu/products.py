@@ -1,14 +1,18 @@
 """Generated inner loops of the products with packed weights, for each format.
 
-`dot` reads a tile once and multiplies as it unpacks, for up to eight rows at a time: that is
-decoding, at the speed of the memory. `widen` unpacks part of a tile to floats that stay in the
-cache, and `multiply` uses them for up to twelve rows at a time: that is a prompt. `multiply` knows
-no formats; attention uses it as well.
+`dot` reads a tile once and multiplies as it unpacks, for up to eight rows at a time: for one row at
+the speed of the memory, for eight at that of the multipliers. A row's products do not depend on how
+many rows are computed with it: for each run of sixteen columns the numbers times x are added one
+after the other, then, times the group's scale, to the result; then the group's offset times the sum
+of x.
+
+`multiply` knows no formats: attention uses it.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,17 +34,18 @@ from raygraft.kernels.cpu.machine_code import compile_module
 
 DOT_ROWS = 8
 """Most rows of one call of `dot`."""
-FEW_ROWS = 2 * DOT_ROWS
-"""Rows up to which two calls of `dot`, on a tile that stays in the cache, beat widening."""
+MULTIPLY_ROWS = 12 if has_feature("avx512f") else 6
+"""Most rows of one call of `multiply`: what fits the registers."""
 WIDEN = DOT_ROWS
 """Place of `widen` among a format's functions; `dot` of n rows has place n - 1."""
+_RUN = 16
+"""Columns whose products are added one after the other."""
 
+_SIDE_BY_SIDE = 2
+"""Rows up to which neighbouring runs are computed together."""
 _AHEAD = 4096
 """Bytes that are asked for ahead of time: the processor's own guess ends with a page."""
 _LINE = 64
-
-# What fits the registers: AVX-512 and NEON have 32, of 16 and 4 floats, AVX2 has 16 of 8.
-MULTIPLY_ROWS, MULTIPLY_TILES = (12, 2) if has_feature("avx512f") else (6, 1)
 
 
 @functools.cache
@@ -73,24 +78,24 @@ def _write_dot(module: ir.Module, kind: Format, rows: int) -> None:
 
     column_bytes = kind.tile_bytes(PANEL) // PANEL
 
-    def add_group(group: Group) -> None:
-        ahead = Address(builder, tile) + builder.mul(group.column, WORD(column_bytes))
-        for line in range(0, group.count * column_bytes, _LINE):
+    def add_groups(groups: Sequence[Group]) -> None:
+        first, count = groups[0].column, groups[0].count
+        ahead = Address(builder, tile) + builder.mul(first, WORD(column_bytes))
+        for line in range(0, len(groups) * count * column_bytes, _LINE):
             (ahead + _AHEAD + line).prefetch()
-        at = builder.mul(group.column, WORD(4))
-        products = _products(group, [start + at for start in starts])
-        for row, result in enumerate(results):
-            value = products[row]
-            if group.scale is not None:
-                value = group.scale.times(value, result.lanes)
-            else:
-                value = value + result.lanes
+        at = builder.mul(first, WORD(4))
+        for group, runs in zip(
+            groups, _products(groups, [start + at for start in starts]), strict=True
+        ):
+            for run in runs:
+                for product, result in zip(run, results, strict=True):
+                    result.set(_scaled(group, product, result.lanes))
             if group.offset is not None:
-                place = builder.mul(builder.udiv(group.column, WORD(group.count)), WORD(4))
-                value = group.offset.times((sum_starts[row] + place).splat(), value)
-            result.set(value)
+                place = builder.mul(builder.udiv(group.column, WORD(count)), WORD(4))
+                for start, result in zip(sum_starts, results, strict=True):
+                    result.set(group.offset.times((start + place).splat(), result.lanes))
 
-    kind.each_group(builder, Address(builder, tile), columns, add_group)
+    kind.each_groups(builder, Address(builder, tile), columns, add_groups)
     for result, target in zip(results, _rows(Address(builder, out), out_stride, rows), strict=True):
         target.store(result.lanes)
     builder.ret_void()
@@ -103,83 +108,86 @@ def _rows(first: Address, stride: Any, count: int) -> list[Address]:
     return found
 
 
-def _products(group: Group, rows: list[Address]) -> list[Lanes]:
-    """The group's numbers times each row, in as many chains as keep the multipliers busy."""
-    chains = max(1, min(4 // len(rows), group.count // 8))
-    partial: list[list[Lanes]] = [[] for _ in rows]
-    for j in range(group.count):
-        number = group.number(j)
-        for row, parts in zip(rows, partial, strict=True):
-            factor = (row + 4 * j).splat()
-            if len(parts) < chains:
-                parts.append(number * factor)
-            else:
-                parts[j % chains] = number.times(factor, parts[j % chains])
-    return [functools.reduce(Lanes.__add__, parts) for parts in partial]
+def _products(groups: Sequence[Group], rows: list[Address]) -> list[list[list[Lanes]]]:
+    """For each group and each of its runs, the run's numbers times each row.
+
+    Of few rows the runs are taken side by side: a sum alone would wait for itself.
+    """
+    size = groups[0].count
+    columns = list(range(len(groups) * size))
+    if len(rows) <= _SIDE_BY_SIDE:
+        columns.sort(key=lambda column: column % _RUN)
+    found: list[list[list[Lanes]]] = [[[] for _ in range(0, size, _RUN)] for _ in groups]
+    for column in columns:
+        which, place = divmod(column, size)
+        number = groups[which].number(place)
+        factors = [(row + 4 * column).splat() for row in rows]
+        run = found[which][place // _RUN]
+        if run:
+            run[:] = [number.times(x, before) for x, before in zip(factors, run, strict=True)]
+        else:
+            run[:] = [number * x for x in factors]
+    return found
+
+
+def _scaled(group: Group, product: Lanes, result: Lanes) -> Lanes:
+    return product + result if group.scale is None else group.scale.times(product, result)
 
 
 def _write_widen(module: ir.Module, kind: Format) -> None:
     builder, (tile, columns, out) = function(module, "widen", 3)
 
-    def store_group(group: Group) -> None:
-        target = Address(builder, out) + builder.mul(group.column, WORD(FLOAT_BYTES))
-        for j in range(group.count):
-            value = group.number(j)
-            if group.offset is not None and group.scale is not None:
-                value = group.scale.times(value, group.offset)
-            elif group.scale is not None:
-                value = group.scale * value
-            (target + FLOAT_BYTES * j).store(value)
+    def store_groups(groups: Sequence[Group]) -> None:
+        for group in groups:
+            target = Address(builder, out) + builder.mul(group.column, WORD(FLOAT_BYTES))
+            for j in range(group.count):
+                value = group.number(j)
+                if group.offset is not None and group.scale is not None:
+                    value = group.scale.times(value, group.offset)
+                elif group.scale is not None:
+                    value = group.scale * value
+                (target + FLOAT_BYTES * j).store(value)
 
-    kind.each_group(builder, Address(builder, tile), columns, store_group)
+    kind.each_groups(builder, Address(builder, tile), columns, store_groups)
     builder.ret_void()
 
 
 @functools.cache
 def multiply_functions() -> NDArray[np.int64]:
-    """Addresses of `multiply` for 1 to `MULTIPLY_ROWS` rows with one tile, then with two.
+    """Addresses of `multiply` for 1 to `MULTIPLY_ROWS` rows.
 
-    `multiply(a, step, second, count, x, stride, out, out_stride, more)`: out is rows of 16 or 32
-    floats, `out_stride` bytes apart; each becomes the sum over k of x[row, k] times the 16 floats
-    at `a + step * k`, and those `second` bytes further. With `more` it is added to.
+    `multiply(a, step, count, x, stride, out, out_stride, more)`: out is rows of 16 floats,
+    `out_stride` bytes apart; each becomes the sum over k of x[row, k] times the 16 floats at
+    `a + step * k`. With `more` it is added to.
     """
-    sizes = [
-        (tiles, rows)
-        for tiles in range(1, MULTIPLY_TILES + 1)
-        for rows in range(1, MULTIPLY_ROWS + 1)
-    ]
-    names = [f"multiply{tiles}x{rows}" for tiles, rows in sizes]
+    names = [f"multiply{rows}" for rows in range(1, MULTIPLY_ROWS + 1)]
 
     def write() -> ir.Module:
         module = ir.Module("multiply")
-        for name, (tiles, rows) in zip(names, sizes, strict=True):
-            _write_multiply(module, name, tiles, rows)
+        for number, name in enumerate(names):
+            _write_multiply(module, name, number + 1)
         return module
 
     return compile_module("multiply", write, names)
 
 
-def _write_multiply(module: ir.Module, name: str, tiles: int, rows: int) -> None:
-    builder, arguments = function(module, name, 9)
-    a, step, second, count, x, stride, out, out_stride, more = arguments
-    sums = [[Sum.zero(builder) for _ in range(tiles)] for _ in range(rows)]
+def _write_multiply(module: ir.Module, name: str, rows: int) -> None:
+    builder, arguments = function(module, name, 8)
+    a, step, count, x, stride, out, out_stride, more = arguments
+    sums = [Sum.zero(builder) for _ in range(rows)]
     starts = _rows(Address(builder, x), stride, rows)
     targets = _rows(Address(builder, out), out_stride, rows)
     with builder.if_then(builder.icmp_signed("!=", more, WORD(0))):
-        for own, target in zip(sums, targets, strict=True):
-            for tile, each in enumerate(own):
-                each.set((target + FLOAT_BYTES * tile).floats())
+        for each, target in zip(sums, targets, strict=True):
+            each.set(target.floats())
 
     def add_column(k: Any) -> None:
-        first = Address(builder, a) + builder.mul(k, step)
-        weights = [tile.floats() for tile in _rows(first, second, tiles)]
-        for own, start in zip(sums, starts, strict=True):
+        number = (Address(builder, a) + builder.mul(k, step)).floats()
+        for each, start in zip(sums, starts, strict=True):
             factor = (start + builder.mul(k, WORD(4))).splat()
-            for weight, each in zip(weights, own, strict=True):
-                each.set(weight.times(factor, each.lanes))
+            each.set(number.times(factor, each.lanes))
 
     repeat(builder, count, add_column)
-    for own, target in zip(sums, targets, strict=True):
-        for tile, each in enumerate(own):
-            (target + FLOAT_BYTES * tile).store(each.lanes)
+    for each, target in zip(sums, targets, strict=True):
+        target.store(each.lanes)
     builder.ret_void()

@@ -12,7 +12,7 @@ from raygraft.kernels.cpu import instructions as at
 from raygraft.kernels.cpu import layers
 from raygraft.kernels.cpu.attention import attend
 from raygraft.kernels.cpu.cache import KV_HEADS, write_cache
-from raygraft.kernels.cpu.matmul import UNIT, prepare_sums, product_tiles
+from raygraft.kernels.cpu.matmul import prepare_sums, product_tiles
 from raygraft.kernels.cpu.products import WIDEN
 from raygraft.kernels.cpu.vector import get_double
 from raygraft.kernels.raw import fetch_add, word
@@ -113,16 +113,15 @@ def _product(
 ) -> None:
     """Each thread goes through its own run of tiles, as memory is read fastest in order; one that
     has finished helps the next."""
-    units = -(-word(i + at.TILES) // UNIT)
+    tiles = word(i + at.TILES)
     prepare_sums(i, a, rows, scratch)
-    piece = max(1, units // (_PIECES * threads))
+    piece = max(1, tiles // (_PIECES * threads))
     for helped in range(threads):
         owner = (thread + helped) % threads
-        begin, end = units * owner // threads, units * (owner + 1) // threads
+        begin, end = tiles * owner // threads, tiles * (owner + 1) // threads
         first = begin + fetch_add(counters + 8 * owner, piece)
         while first < end:
-            last = min(UNIT * min(first + piece, end), word(i + at.TILES))
-            product_tiles(i, UNIT * first, last, a, rows, out, scratch)
+            product_tiles(i, first, min(first + piece, end), a, rows, out, scratch)
             first = begin + fetch_add(counters + 8 * owner, piece)
 
 

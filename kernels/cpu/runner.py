@@ -18,10 +18,10 @@ from raygraft.kernels.base import Array, NativeRun, Runner, Values
 from raygraft.kernels.cpu import attention, matmul
 from raygraft.kernels.cpu.assembly import Assembler, Cache, Floats, Weight
 from raygraft.kernels.cpu.cache import CacheLayout
+from raygraft.kernels.cpu.instructions import FEW_ROWS
 from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
 from raygraft.kernels.cpu.layers import log_total
 from raygraft.kernels.cpu.packing import PackedWeight
-from raygraft.kernels.cpu.products import FEW_ROWS
 from raygraft.kernels.cpu.team import Team, job_function
 from raygraft.kernels.reference.sampling import sample
 
@@ -106,7 +106,7 @@ class CpuRunner(Runner):
             self._compiled, self._kept, subgraph.inputs, self._values, weights, tables, limits,
             team.threads, spare,
         )  # fmt: skip
-        team.reserve(self._scratch_bytes())
+        team.reserve(self._scratch_bytes(limits.max_rows))
 
     def allocate_state(self, blocks: int, block_size: int) -> None:
         """One paged cache for each attention operator. Pages hold whole tiles of 16 tokens."""
@@ -182,13 +182,15 @@ class CpuRunner(Runner):
     def _rows(self, value: str, step: Step) -> int:
         return len(step.logit_rows) if self._values[value].rows == "logits" else step.rows
 
-    def _scratch_bytes(self) -> int:
+    def _scratch_bytes(self, rows: int) -> int:
         """What the hungriest instruction needs."""
         most = 0
         for op in self._compiled:
             weight = self._weights.get(op.name, {}).get("weight")
             if isinstance(weight, PackedWeight):
-                most = max(most, matmul.scratch_bytes(weight.columns), FLOAT_BYTES * weight.columns)
+                columns = weight.columns
+                summed = rows if weight.format.has_offset else 0
+                most = max(most, matmul.scratch_bytes(columns, summed), FLOAT_BYTES * columns)
             if op.state is not None:
                 state, heads = op.state, int(dict(op.attributes)["heads"])
                 sizes = state.kv_heads, state.key_size, state.value_size

@@ -1,16 +1,24 @@
 """Several sequences in one batch give each the tokens that it gets alone."""
 
+from dataclasses import replace
+
 from raygraft import LLM, SamplingParams
 
 PARAMS = SamplingParams(temperature=0, max_tokens=16)
 
 
 def test_eight_sequences_of_the_demo_model(demo_model, oracle_cases):
+    """To the last bit of every log probability: alone, together, and in chunks of other sizes."""
     prompts = [case["prompt_tokens"] for case in oracle_cases if case["name"] != "long"][:8]
+    params = replace(PARAMS, logprobs=5)
     with LLM(demo_model, runtime="in-process") as llm:
-        together = llm.generate(prompts, PARAMS)
-        alone = [llm.generate(prompt, PARAMS)[0] for prompt in prompts]
-    assert [c.token_ids for c in together] == [c.token_ids for c in alone]
+        together = llm.generate(prompts, params)
+        alone = [llm.generate(prompt, params)[0] for prompt in prompts]
+    with LLM(demo_model, runtime="in-process", max_sequences=3, max_rows=19) as llm:
+        chunked = llm.generate(prompts, params)
+    for others in (alone, chunked):
+        assert [c.token_ids for c in others] == [c.token_ids for c in together]
+        assert [c.logprobs for c in others] == [c.logprobs for c in together]
 
 
 def test_seeded_draws_do_not_depend_on_the_batch(tiny_model):

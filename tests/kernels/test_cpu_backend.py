@@ -115,6 +115,45 @@ def test_products(kind, rows, blocks, odd, width, threads, bias, seed):
     assert np.linalg.norm(ours - exact) < BOUND * max(usual, np.linalg.norm(exact))
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_products_do_not_depend_on_the_rows_beside(kind):
+    """To the last bit: so an answer is the same in any batch, and after it was computed anew."""
+    random = np.random.default_rng(5)
+    columns = 2 * block_size(kind) if block_size(kind) > 1 else 301
+    weights = {
+        "g": random_weight(kind, 40, columns, random),
+        "u": random_weight(kind, 40, columns, random),
+    }
+    operators = [
+        Operator(name, "matmul", ("x",), (name,), (("weight", WeightSlice(name)),))
+        for name in weights
+    ]
+    gate = Operator("y", "swiglu", ("g", "u"), ("y",))
+    values = {name: Value(name, 40) for name in "guy"} | {"x": Value("x", columns)}
+    subgraph = Subgraph((*operators, gate), ("x",), ("y",), values)
+    runner = create_backend("cpu", BackendOptions(2)).load(subgraph, Given(**weights), LIMITS)
+    x = random.standard_normal((260, columns), np.float32)
+
+    def products(first: int, last: int) -> np.ndarray:
+        step = step_of([list(range(last - first))], [list(range(20))])
+        return runner.run(step, {"x": x[first:last]})["y"].copy()
+
+    whole = products(0, 260)
+    assert np.ptp(whole) > 0
+    for first, rows in [
+        (0, 1),
+        (3, 1),
+        (1, 2),
+        (2, 3),
+        (5, 8),
+        (7, 9),
+        (20, 16),
+        (30, 17),
+        (9, 245),
+    ]:
+        assert np.array_equal(products(first, first + rows), whole[first : first + rows])
+
+
 def compare(operator, widths, weights, steps, inputs, threads, cache_type="f32"):
     """Ours beside the reference, on the same steps."""
     limits = replace(LIMITS, cache_type=cache_type)

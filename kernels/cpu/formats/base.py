@@ -22,7 +22,7 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from raygraft.kernels.cpu.lanes import LANES, WORD, Address, Lanes, repeat
+from raygraft.kernels.cpu.lanes import LANES, LARGEST_TABLE, WORD, Address, Lanes, repeat
 
 Bytes = NDArray[np.uint8]
 Fields = Mapping[str, NDArray[Any]]
@@ -47,15 +47,17 @@ class Group:
     """The lanes of one of its columns, as floats."""
 
 
+GroupsBody = Callable[[Sequence[Group]], None]
+"""Writes code for neighbouring groups."""
+
+
 class Format(ABC):
     """A way to pack weights."""
 
     name: ClassVar[str]
-
-    @property
-    def sums(self) -> int:
-        """How many columns of x make a sum that products need; 0 for formats without offsets."""
-        return 0
+    per_group: ClassVar[int]
+    """Columns of a group."""
+    has_offset: ClassVar[bool] = False
 
     @abstractmethod
     def tile_bytes(self, columns: int) -> int:
@@ -66,10 +68,10 @@ class Format(ABC):
         """Bytes of the file, `[rows (a multiple of 16), bytes of a row]`, as `[tiles, bytes]`."""
 
     @abstractmethod
-    def each_group(
-        self, builder: ir.IRBuilder, tile: Address, columns: Any, body: Callable[[Group], None]
+    def each_groups(
+        self, builder: ir.IRBuilder, tile: Address, columns: Any, body: GroupsBody
     ) -> None:
-        """Generate loops over a tile's columns, with `body` called for what they repeat."""
+        """Generate loops over a tile's columns, with `body` called for the groups they repeat."""
 
 
 class BlockFormat(Format):
@@ -83,13 +85,13 @@ class BlockFormat(Format):
     """Fields of float16, one for each block."""
     scales: ClassVar[Sequence[str]] = ()
     """Fields of int8 or uint8, one for each group."""
-    per_group: ClassVar[int] = CHUNK
-    """Columns of a group."""
-    bits: ClassVar[Sequence[int]]
-    """How the bits of a number are split into words, lowest first; 8 is a signed byte."""
-    table: ClassVar[Sequence[float]] = ()
-    """What the numbers stand for, if not for themselves."""
-    has_offset: ClassVar[bool] = False
+    per_group = CHUNK
+    bits: ClassVar[int]
+    """Of a number: 2 to 6, or 8 for a signed byte."""
+    levels: ClassVar[Sequence[float]] = ()
+    """What the numbers stand for, if they are not evenly spaced."""
+    centre: ClassVar[int] = 0
+    """The number that stands for zero, if they are."""
 
     @abstractmethod
     def unpack(self, blocks: Bytes) -> Fields:
@@ -111,8 +113,13 @@ class BlockFormat(Format):
         return at.signed().floats()
 
     @property
-    def sums(self) -> int:
-        return self.per_group if self.has_offset else 0
+    def _table(self) -> Sequence[float]:
+        """What the numbers stand for; none where the table would be too large.
+
+        Those are packed as signed numbers.
+        """
+        table = self.levels or [number - self.centre for number in range(2**self.bits)]
+        return table if len(table) <= LARGEST_TABLE else ()
 
     @property
     def _groups(self) -> int:
@@ -121,7 +128,7 @@ class BlockFormat(Format):
 
     @property
     def _chunk_bytes(self) -> int:
-        return LANES * (len(self.scales) * self._groups + sum(self.bits) * CHUNK // _BYTE_BITS)
+        return LANES * (len(self.scales) * self._groups + self.bits * CHUNK // _BYTE_BITS)
 
     @property
     def _block_bytes(self) -> int:
@@ -146,97 +153,102 @@ class BlockFormat(Format):
             groups = fields[name].reshape(-1, chunks, self._groups)
             parts += [lanes_last(groups[..., g], chunks) for g in range(self._groups)]
         numbers = fields["numbers"].reshape(-1, chunks, CHUNK)
-        for words in _words(numbers, self.bits):
-            parts += [lanes_last(words[..., n], chunks) for n in range(words.shape[-1])]
+        words = _words(numbers if self._table else numbers - self.centre, self.bits)
+        parts += [lanes_last(words[..., n], chunks) for n in range(words.shape[-1])]
         body = np.concatenate(parts, axis=3).reshape(tiles, blocks, -1)
         head = [lanes_last(fields[name]) for name in self.halves]
         return np.concatenate([*head, body], axis=2).reshape(tiles, -1)
 
-    def each_group(
-        self, builder: ir.IRBuilder, tile: Address, columns: Any, body: Callable[[Group], None]
+    def each_groups(
+        self, builder: ir.IRBuilder, tile: Address, columns: Any, body: GroupsBody
     ) -> None:
         def each_block(block: Any) -> None:
             at = tile + builder.mul(block, WORD(self._block_bytes))
             halves = {name: (at + 2 * LANES * n).halves() for n, name in enumerate(self.halves)}
             chunks = at + 2 * LANES * len(self.halves)
             first = builder.mul(block, WORD(self.columns))
+
+            def each_chunk(number: Any) -> None:
+                chunk = chunks + builder.mul(number, WORD(self._chunk_bytes))
+                column = builder.add(first, builder.mul(number, WORD(CHUNK)))
+                body(self._groups_of(chunk, column, halves))
+
             if self.columns == CHUNK:
-                self._each_group_of(builder, chunks, first, halves, body)
-                return
-            repeat(
-                builder,
-                WORD(self.columns // CHUNK),
-                lambda number: self._each_group_of(
-                    builder,
-                    chunks + builder.mul(number, WORD(self._chunk_bytes)),
-                    builder.add(first, builder.mul(number, WORD(CHUNK))),
-                    halves,
-                    body,
-                ),
-            )
+                body(self._groups_of(chunks, first, halves))
+            else:
+                repeat(builder, WORD(self.columns // CHUNK), each_chunk)
 
         repeat(builder, builder.udiv(columns, WORD(self.columns)), each_block)
 
-    def _each_group_of(
-        self,
-        builder: ir.IRBuilder,
-        chunk: Address,
-        first: Any,
-        halves: Mapping[str, Lanes],
-        body: Callable[[Group], None],
-    ) -> None:
+    def _groups_of(self, chunk: Address, first: Any, halves: Mapping[str, Lanes]) -> list[Group]:
         numbers = chunk + LANES * len(self.scales) * self._groups
-        number = _reader(numbers, self.bits, self.table)
+        number = _reader(numbers, self.bits, self._table)
+        groups = []
         for group in range(self._groups):
             fields = dict(halves)
             for n, name in enumerate(self.scales):
                 fields[name] = self.read_scale(chunk + LANES * (n * self._groups + group))
-            column = builder.add(first, WORD(self.per_group * group))
+            column = chunk.builder.add(first, WORD(self.per_group * group))
             own = functools.partial(_of_group, number, self.per_group * group)
-            body(Group(column, self.per_group, self.scale(fields), self.offset(fields), own))
+            scale, offset = self.scale(fields), self.offset(fields)
+            groups.append(Group(column, self.per_group, scale, offset, own))
+        return groups
 
 
 def _of_group(number: Callable[[int], Lanes], start: int, column: int) -> Lanes:
     return number(start + column)
 
 
-def _words(numbers: NDArray[Any], bits: Sequence[int]) -> list[NDArray[Any]]:
-    """Numbers `[..., 32]` as words `[..., words]` for each part of their bits."""
-    found, taken = [], 0
-    for own in bits:
-        if own == _BYTE_BITS:
-            found.append(numbers)
-            continue
-        part = (numbers.astype(np.uint32) >> taken) & (2**own - 1)
-        columns = _WORD_BITS // own
-        shifted = part.reshape(*part.shape[:-1], -1, columns) << (own * np.arange(columns))
-        found.append(np.bitwise_or.reduce(shifted.astype(np.uint32), axis=-1))
-        taken += own
-    return found
+def _layout(bits: int) -> tuple[int, int]:
+    """How many numbers a word holds whole, and how many of its bits are left: they are the lowest.
+
+    The words of 32 columns have just room enough: what is left of them, two bits of each or none,
+    makes the last two columns.
+    """
+    return divmod(_WORD_BITS, bits)
 
 
-def _reader(at: Address, bits: Sequence[int], table: Sequence[float]) -> Callable[[int], Lanes]:
+def _words(numbers: NDArray[Any], bits: int) -> NDArray[Any]:
+    """Numbers `[..., 32]` as words `[..., bits]`, or as they are, when they are bytes."""
+    if bits == _BYTE_BITS:
+        return numbers
+    wide = numbers.astype(np.uint32) & (2**bits - 1)
+    whole, left = _layout(bits)
+    shifts = (left + bits * np.arange(whole)).astype(np.uint32)
+    parted = wide[..., : whole * bits].reshape(*wide.shape[:-1], bits, whole)
+    words: NDArray[np.uint32] = np.bitwise_or.reduce(parted << shifts, axis=-1)
+    if left:
+        last = wide[..., -2] | wide[..., -1] << bits
+        words |= last[..., None] >> (left * np.arange(bits)).astype(np.uint32) & (2**left - 1)
+    return words
+
+
+def _reader(at: Address, bits: int, table: Sequence[float]) -> Callable[[int], Lanes]:
     """Generated code that reads the numbers of a chunk: column -> 16 floats."""
-    if bits[0] == _BYTE_BITS:
+    if bits == _BYTE_BITS:
         return lambda column: (at + LANES * column).signed().floats()
-    loaded: dict[tuple[int, int], Lanes] = {}
+    whole, left = _layout(bits)
 
-    def shifted(part: int, column: int) -> Lanes:
-        """A word with a column's bits lowest."""
-        place, bit = divmod(column * bits[part], _WORD_BITS)
-        if (part, place) not in loaded:
-            before = sum(bits[:part]) * CHUNK // _BYTE_BITS * LANES
-            loaded[part, place] = (at + before + 4 * LANES * place).words()
-        return loaded[part, place] >> bit
+    @functools.cache
+    def word(place: int) -> Lanes:
+        return (at + 4 * LANES * place).words()
+
+    @functools.cache
+    def last_two() -> Lanes:
+        mask = (1 << left) - 1
+        found = word(0) & mask
+        for place in range(1, bits):
+            found = (word(place) << left * place) & (mask << left * place) | found
+        return found
 
     def number(column: int) -> Lanes:
-        low = shifted(0, column)
-        if len(bits) == 1 and bits[0] == 4:
-            return low.look_up(table or range(16))
-        whole, taken = low & ((1 << bits[0]) - 1), bits[0]
-        for part in range(1, len(bits)):
-            whole = whole | (shifted(part, column) & ((1 << bits[part]) - 1)) << taken
-            taken += bits[part]
-        return whole.floats()
+        place, index = divmod(column, whole)
+        if place < bits:
+            own, lowest = word(place), left + bits * index
+        else:
+            own, lowest = last_two(), bits * (column - whole * bits)
+        if table:
+            return (own >> lowest).look_up(table)
+        return own.signed_bits(lowest, bits).floats()
 
     return number

@@ -28,22 +28,12 @@ def single_bits(packed: Bytes) -> NDArray[np.uint8]:
 
 
 class _Scaled(BlockFormat):
-    """weight = d * number."""
+    """weight = d * (number - centre)."""
 
     columns = 32
 
     def scale(self, fields: Mapping[str, Lanes]) -> Lanes:
         return fields["d"]
-
-
-class _Centred(_Scaled):
-    """weight = d * (number - centre)."""
-
-    has_offset = True
-    centre: int
-
-    def offset(self, fields: Mapping[str, Lanes]) -> Lanes:
-        return fields["d"] * -self.centre
 
 
 class _Shifted(_Scaled):
@@ -57,29 +47,29 @@ class _Shifted(_Scaled):
 
 
 class Q8_0(_Scaled):
-    name, file_bytes, bits = "Q8_0", 34, (8,)
+    name, file_bytes, bits = "Q8_0", 34, 8
 
     def unpack(self, blocks: Bytes) -> Fields:
         return {"d": halves(blocks, 0), "numbers": blocks[:, 2:]}
 
 
-class Q4_0(_Centred):
-    name, file_bytes, bits, centre = "Q4_0", 18, (4,), 8
+class Q4_0(_Scaled):
+    name, file_bytes, bits, centre = "Q4_0", 18, 4, 8
 
     def unpack(self, blocks: Bytes) -> Fields:
         return {"d": halves(blocks, 0), "numbers": nibbles(blocks[:, 2:], 16)}
 
 
 class Q4_1(_Shifted):
-    name, file_bytes, bits = "Q4_1", 20, (4,)
+    name, file_bytes, bits = "Q4_1", 20, 4
 
     def unpack(self, blocks: Bytes) -> Fields:
         numbers = nibbles(blocks[:, 4:], 16)
         return {"d": halves(blocks, 0), "m": halves(blocks, 2), "numbers": numbers}
 
 
-class Q5_0(_Centred):
-    name, file_bytes, bits, centre = "Q5_0", 22, (4, 1), 16
+class Q5_0(_Scaled):
+    name, file_bytes, bits, centre = "Q5_0", 22, 5, 16
 
     def unpack(self, blocks: Bytes) -> Fields:
         numbers = nibbles(blocks[:, 6:], 16) | single_bits(blocks[:, 2:6]) << 4
@@ -87,7 +77,7 @@ class Q5_0(_Centred):
 
 
 class Q5_1(_Shifted):
-    name, file_bytes, bits = "Q5_1", 24, (4, 1)
+    name, file_bytes, bits = "Q5_1", 24, 5
 
     def unpack(self, blocks: Bytes) -> Fields:
         numbers = nibbles(blocks[:, 8:], 16) | single_bits(blocks[:, 4:8]) << 4
@@ -97,8 +87,8 @@ class Q5_1(_Shifted):
 class IQ4_NL(_Scaled):
     """Numbers of 4 bits stand for 16 levels, closer together near zero."""
 
-    name, file_bytes, bits = "IQ4_NL", 18, (4,)
-    table = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+    name, file_bytes, bits = "IQ4_NL", 18, 4
+    levels = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
     def unpack(self, blocks: Bytes) -> Fields:
         return {"d": halves(blocks, 0), "numbers": nibbles(blocks[:, 2:], 16)}
@@ -107,9 +97,9 @@ class IQ4_NL(_Scaled):
 class MXFP4(BlockFormat):
     """Floats of 4 bits with a shared power of two: the OCP's microscaling format."""
 
-    name, columns, file_bytes, bits = "MXFP4", 32, 17, (4,)
+    name, columns, file_bytes, bits = "MXFP4", 32, 17, 4
     halves, scales = (), ("exponent",)
-    table = tuple(sign * level for sign in (1, -1) for level in (0, 0.5, 1, 1.5, 2, 3, 4, 6))
+    levels = tuple(sign * level for sign in (1, -1) for level in (0, 0.5, 1, 1.5, 2, 3, 4, 6))
 
     def unpack(self, blocks: Bytes) -> Fields:
         return {"exponent": blocks[:, :1], "numbers": nibbles(blocks[:, 1:], 16)}

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any, ClassVar
 
 import numpy as np
 from llvmlite import ir
 
-from raygraft.kernels.cpu.formats.base import Bytes, Format, Group
+from raygraft.kernels.cpu.formats.base import Bytes, Format, Group, GroupsBody
 from raygraft.kernels.cpu.lanes import LANES, WORD, Address, Lanes, repeat
-
-_UNROLLED = 8
 
 
 class DenseFormat(Format):
     """Floats of `size` bytes."""
 
+    per_group = 16
     size: ClassVar[int]
 
     def read(self, at: Address) -> Lanes:
@@ -30,18 +29,23 @@ class DenseFormat(Format):
         numbers = raw.reshape(-1, LANES, columns, self.size).transpose(0, 2, 1, 3)
         return np.ascontiguousarray(numbers).reshape(len(raw) // LANES, -1)
 
-    def each_group(
-        self, builder: ir.IRBuilder, tile: Address, columns: Any, body: Callable[[Group], None]
+    def each_groups(
+        self, builder: ir.IRBuilder, tile: Address, columns: Any, body: GroupsBody
     ) -> None:
         def group(column: Any, count: int) -> None:
             at = tile + builder.mul(column, WORD(self.size * LANES))
-            body(Group(column, count, None, None, lambda j: self.read(at + self.size * LANES * j)))
+            number = functools.partial(self._number, at)
+            body([Group(column, count, None, None, number)])
 
-        whole = builder.udiv(columns, WORD(_UNROLLED))
-        repeat(builder, whole, lambda n: group(builder.mul(n, WORD(_UNROLLED)), _UNROLLED))
-        done = builder.mul(whole, WORD(_UNROLLED))
+        size = WORD(self.per_group)
+        whole = builder.udiv(columns, size)
+        repeat(builder, whole, lambda n: group(builder.mul(n, size), self.per_group))
+        done = builder.mul(whole, size)
         rest = builder.sub(columns, done)
         repeat(builder, rest, lambda n: group(builder.add(done, n), 1))
+
+    def _number(self, at: Address, column: int) -> Lanes:
+        return self.read(at + self.size * LANES * column)
 
 
 class F32(DenseFormat):

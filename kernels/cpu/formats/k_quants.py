@@ -47,7 +47,7 @@ class _WithMinima(BlockFormat):
 
 
 class Q4_K(_WithMinima):
-    name, file_bytes, bits = "Q4_K", 144, (4,)
+    name, file_bytes, bits = "Q4_K", 144, 4
 
     def unpack(self, blocks: Bytes) -> Fields:
         scales, minima = _scales_and_minima(blocks[:, 4:16])
@@ -61,7 +61,7 @@ class Q4_K(_WithMinima):
 
 
 class Q5_K(_WithMinima):
-    name, file_bytes, bits = "Q5_K", 176, (4, 1)
+    name, file_bytes, bits = "Q5_K", 176, 5
 
     def unpack(self, blocks: Bytes) -> Fields:
         scales, minima = _scales_and_minima(blocks[:, 4:16])
@@ -77,7 +77,7 @@ class Q5_K(_WithMinima):
 class Q2_K(_WithMinima):
     """Scale and minimum have four bits each of one byte."""
 
-    name, file_bytes, per_group, bits = "Q2_K", 84, 16, (2,)
+    name, file_bytes, per_group, bits = "Q2_K", 84, 16, 2
     scales = ("both",)
 
     def unpack(self, blocks: Bytes) -> Fields:
@@ -101,18 +101,14 @@ class Q2_K(_WithMinima):
 class _Centred(BlockFormat):
     """weight = d * scale * (number - centre)."""
 
-    columns, per_group, has_offset, scales = 256, 16, True, ("scale",)
-    centre: int
+    columns, per_group, scales = 256, 16, ("scale",)
 
     def scale(self, fields: Mapping[str, Lanes]) -> Lanes:
         return fields["d"] * fields["scale"]
 
-    def offset(self, fields: Mapping[str, Lanes]) -> Lanes:
-        return self.scale(fields) * -self.centre
-
 
 class Q6_K(_Centred):
-    name, file_bytes, bits, centre = "Q6_K", 210, (4, 2), 32
+    name, file_bytes, bits, centre = "Q6_K", 210, 6, 32
 
     def unpack(self, blocks: Bytes) -> Fields:
         return {
@@ -123,7 +119,7 @@ class Q6_K(_Centred):
 
 
 class Q3_K(_Centred):
-    name, file_bytes, bits, centre = "Q3_K", 110, (2, 1), 4
+    name, file_bytes, bits, centre = "Q3_K", 110, 3, 4
 
     def unpack(self, blocks: Bytes) -> Fields:
         low = nibbles(blocks[:, 96:104], 8)
@@ -136,8 +132,8 @@ class Q3_K(_Centred):
 class IQ4_XS(BlockFormat):
     """The levels of IQ4_NL, with a scale of 6 bits for each 32 columns."""
 
-    name, columns, file_bytes, bits = "IQ4_XS", 256, 136, (4,)
-    scales, table = ("scale",), IQ4_NL.table
+    name, columns, file_bytes, bits = "IQ4_XS", 256, 136, 4
+    scales, levels = ("scale",), IQ4_NL.levels
 
     def unpack(self, blocks: Bytes) -> Fields:
         high = np.ascontiguousarray(blocks[:, 2:4]).view(np.uint16) >> np.arange(0, 16, 2)
