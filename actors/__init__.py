@@ -2,11 +2,13 @@
 
 | file            | what                                                                 |
 |-----------------|----------------------------------------------------------------------|
-| `worker.py`     | a device: answers questions, loads its part of a plan, runs its loop |
-| `part.py`       | what a device is sent: its schedule, its subgraphs, its links         |
+| `worker.py`     | a device: answers questions, loads its part of a plan                |
+| `host.py`, `loop.py`, `turns.py` | an actor: its devices, and the loop that takes their turns |
+| `sharing.py`    | which devices share an actor, a GPU's memory, threads                |
+| `part.py`       | what an actor is sent: schedule, subgraphs, links                    |
 | `fleet.py`      | the seam between the engine and the devices, wherever they live      |
 | `in_process.py` | a fleet of threads, for tests and trials                             |
-| `ray_fleet.py`  | a fleet of Ray actors                                                |
+| `ray_fleet.py`, `ray_actors.py`, `ray_loops.py`, `ray_weights.py` | a fleet of Ray actors |
 | `ray_device.py` | the actor                                                            |
 | `verification.py` | checking what devices claim, and withdrawing what fails            |
 | `cluster.py`    | starting and joining Ray, finding nodes                              |

@@ -22,13 +22,20 @@ class Chunk:
 
 
 def divide(rows: int, wanted: Sequence[int]) -> list[int]:
-    """Shares of `rows`, none above what is wanted, and the least share as large as it can be.
+    """Shares of `rows`, none above what is wanted.
 
-    What cannot be divided evenly goes to those that come first.
+    Half of the rows are divided evenly, so that nobody waits for others. The rest goes to those
+    that want least: they are done the sooner, and the others hardly later.
     """
     shares = [0] * len(wanted)
+    even = rows - rows // 2
     order = sorted(range(len(wanted)), key=lambda index: (wanted[index], -index))
     for place, index in enumerate(order):
-        shares[index] = min(wanted[index], rows // (len(order) - place))
-        rows -= shares[index]
+        shares[index] = min(wanted[index], even // (len(order) - place))
+        even -= shares[index]
+    left = rows - sum(shares)
+    for index in sorted(order, key=lambda index: (wanted[index], index)):
+        more = min(wanted[index] - shares[index], left)
+        shares[index] += more
+        left -= more
     return shares

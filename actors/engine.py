@@ -11,12 +11,19 @@ from raygraft.actors.deadlines import MOST_SECONDS, Deadlines
 from raygraft.actors.fleet import Fleet
 from raygraft.actors.pages import PagePool
 from raygraft.actors.records import Record
-from raygraft.actors.request import FinishReason, GeneratedSequence, SamplingParams, Token
+from raygraft.actors.request import (
+    FinishReason,
+    GeneratedSequence,
+    SamplingParams,
+    Token,
+    check_ids,
+    check_prompt,
+)
 from raygraft.actors.rounds import InFlight, Rounds
 from raygraft.actors.scheduler import Scheduler
 from raygraft.actors.timings import Timings
 from raygraft.actors.trace import EventKind, Trace
-from raygraft.graph.errors import RaygraftError, RequestError, RunError
+from raygraft.graph.errors import RaygraftError, RunError
 from raygraft.graph.gguf_file import ModelFile
 from raygraft.graph.graph import Graph
 from raygraft.placement.plan import Plan
@@ -134,16 +141,9 @@ class Engine:
     ) -> GeneratedSequence:
         """Check a request, on any thread. Raises RequestError when it can never be served."""
         sequence = GeneratedSequence(next(self._numbers), list(prompt), params, scoring)
-        if not sequence.prompt:
-            raise RequestError("the prompt is empty: there is no token to continue from")
-        self._check_ids("the prompt", sequence.prompt)
-        self._check_ids("logit_bias", list(params.logit_bias))
         context = min(self.plan.limits.context, self.plan.cache_blocks * self.plan.block_size)
-        if len(prompt) + (not scoring) > context:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens and one more is to be generated, "
-                f"the context holds {context}"
-            )
+        check_prompt(sequence.prompt, context, self._vocabulary, scoring=scoring)
+        check_ids("logit_bias", list(params.logit_bias), self._vocabulary)
         most = context if params.max_tokens is None else len(prompt) + params.max_tokens
         sequence.limit = min(context, most)
         return sequence
@@ -253,13 +253,6 @@ class Engine:
             if self.rounds is not None:
                 self.rounds.shut_down()
         self.fleet.shutdown()
-
-    def _check_ids(self, what: str, ids: list[int]) -> None:
-        wrong = [token for token in ids if not 0 <= token < self._vocabulary]
-        if wrong:
-            raise RequestError(
-                f"{what} holds the token id {wrong[0]}; the vocabulary has {self._vocabulary}"
-            )
 
     def _sent(self, sent: InFlight) -> None:
         if self.rounds is not None and len(self.rounds.in_flight) == 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from raygraft.actors.links import Receiver, Sender
-from raygraft.actors.part import Answers, Questions
+from raygraft.actors.part import Questions
 from raygraft.actors.trace import Recorded
 from raygraft.actors.verification import DEADLINE, Progress, Results
 from raygraft.actors.worker import Counters
@@ -17,15 +17,13 @@ from raygraft.kernels.base import Description
 from raygraft.placement.devices import DeviceProfile, DeviceSpec
 from raygraft.placement.plan import Plan
 
-MEMORY_SHARE = 0.8
-"""Share of a machine's free memory that its devices divide when they name no amount."""
-
 
 @dataclass(frozen=True, slots=True)
 class Wires:
     """The engine's ends of its links."""
 
     control: Mapping[str, Sender]
+    """By actor."""
     results: Receiver
     kept: bool = False
     """Whether the caches hold what they held under the plan before."""
@@ -85,7 +83,7 @@ class Fleet(Protocol):
         """Make all devices leave their loops, and close their links; another plan may be loaded.
 
         Returns the devices that cannot be used any more: they are dead, have failed, or hang, as
-        they have not come to an end within `patience` seconds.
+        they have not come to an end within `patience` seconds, or live in one actor with such.
         """
         ...
 
@@ -98,9 +96,9 @@ class Fleet(Protocol):
         ...
 
     def replace(self, name: str) -> bool:
-        """Start a device anew; whether it is on the node where it was.
+        """Start a device anew that was lost or dropped; whether it is on the node where it was.
 
-        Raises RunError when that is not possible.
+        Nothing happens to one that is there. Raises RunError when that is not possible.
         """
         ...
 
@@ -123,37 +121,3 @@ class Fleet(Protocol):
     def shutdown(self) -> None:
         """Stop everything that the fleet started. May be called twice."""
         ...
-
-
-def share_of_machine(specs: list[DeviceSpec], cores: int) -> dict[str, int]:
-    """Threads of each device of one machine: as given, or an equal share of what is left."""
-    open_specs = [spec for spec in specs if spec.threads is None]
-    taken = sum(spec.threads for spec in specs if spec.threads is not None)
-    share = max(1, (cores - taken) // max(1, len(open_specs)))
-    return {spec.name: share if spec.threads is None else spec.threads for spec in specs}
-
-
-def profile_of(
-    spec: DeviceSpec, answers: Answers, *, node: str, sharers: int, asked: bool = True
-) -> DeviceProfile:
-    """The planner's view of a device. `sharers` devices without a memory of their own share
-    what is free on the machine."""
-    description = answers.description
-    memory = spec.memory
-    if memory is None:
-        memory = int(description.memory_free * MEMORY_SHARE)
-        if description.type == "cpu":  # others have memory of their own
-            memory //= sharers
-    return DeviceProfile(
-        name=spec.name,
-        type=description.type,
-        memory=memory,
-        threads=description.threads,
-        verdicts=answers.verdicts,
-        claims=answers.claims,
-        found=answers.found,
-        weight_bytes=answers.weight_bytes,
-        regions=spec.regions,
-        node=node,
-        asked=asked,
-    )

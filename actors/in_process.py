@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from raygraft.actors.fleet import Wires, profile_of, share_of_machine
+from raygraft.actors.fleet import Wires
+from raygraft.actors.host import Host
 from raygraft.actors.links import Receiver, Sender, local_link
-from raygraft.actors.part import Links, Questions, part_of
+from raygraft.actors.part import Links, Questions, actor_part_of
+from raygraft.actors.sharing import actors_of, profiles_of, threads_of
 from raygraft.actors.trace import Recorded
 from raygraft.actors.verification import (
     DEADLINE,
@@ -20,11 +21,16 @@ from raygraft.actors.verification import (
     verify_devices,
 )
 from raygraft.actors.worker import Counters, DeviceWorker
-from raygraft.graph.errors import ConfigurationError, DeviceFailedError, LinkError
+from raygraft.graph.errors import (
+    CapacityError,
+    ConfigurationError,
+    DeviceFailedError,
+    LinkError,
+)
 from raygraft.graph.gguf_file import MappedWeights, ModelFile
 from raygraft.graph.graph import Graph
 from raygraft.graph.tensors import WeightSource
-from raygraft.kernels.base import BackendOptions, Description
+from raygraft.kernels.base import Description
 from raygraft.kernels.verification.checks import CheckResult, Outcome
 from raygraft.kernels.verification.trial import Trial
 from raygraft.placement.devices import ENGINE, DeviceProfile, DeviceSpec
@@ -32,7 +38,9 @@ from raygraft.placement.plan import Plan
 from raygraft.placement.schedule import (
     control_slots,
     most_half_batches,
+    records_of,
     ring_slots,
+    used_actors,
     used_devices,
 )
 
@@ -40,26 +48,48 @@ JOIN_SECONDS = 5.0
 
 
 class InProcessFleet:
-    """Each device is a thread; records are copied from queue to queue."""
+    """Each actor is a thread; records are copied from queue to queue."""
 
     node = ""
 
     def __init__(self, specs: Sequence[DeviceSpec], *, asked: bool = True) -> None:
-        self.specs = tuple(specs)
+        """Raises ConfigurationError."""
         self._asked = asked
         self._withdrawals = Withdrawals()
-        self._workers: dict[str, DeviceWorker] = {}
+        self._hosts: dict[str, Host] = {}
+        """By actor; those that were lost are gone."""
+        self._specs: dict[str, DeviceSpec] = {}
+        self._place(specs)
         for node in dict.fromkeys(map(self._node_of, specs)):
             here = [spec for spec in specs if self._node_of(spec) == node]
-            threads = share_of_machine(here, os.cpu_count() or 1)
+            threads = threads_of(here, self._actor_of, os.cpu_count() or 1)
             for spec in here:
-                options = BackendOptions(threads[spec.name])
-                self._workers[spec.name] = DeviceWorker(spec.name, spec.backend, options)
+                self._specs[spec.name] = spec.with_threads(threads[spec.name])
+        for spec in specs:
+            self._start(spec.name)
         self._threads: dict[str, threading.Thread] = {}
+        """By actor."""
         self._failures: dict[str, Exception] = {}
-        self._dropped: set[str] = set()
+        """By actor."""
         self._noticed: Callable[[], None] = lambda: None
         self._used: tuple[str, ...] = ()
+
+    def _place(self, specs: Sequence[DeviceSpec]) -> None:
+        """Know more devices, and in which actors they live."""
+        every = self._specs | {spec.name: spec for spec in specs}
+        nodes = {name: self._node_of(spec) for name, spec in every.items()}
+        self._actor_of = actors_of(tuple(every.values()), nodes)
+        self._specs = every
+
+    def _start(self, name: str) -> None:
+        """Make a device's backend, in its actor. Raises ConfigurationError."""
+        self._hosts.setdefault(self._actor_of[name], Host()).add(self._specs[name])
+
+    @property
+    def _workers(self) -> dict[str, DeviceWorker]:
+        """All devices that are there, in their order."""
+        there = {name: worker for host in self._hosts.values() for name, worker in host.items()}
+        return {name: there[name] for name in self._specs if name in there}
 
     def describe(self) -> dict[str, tuple[str, Description]]:
         """See `Fleet.describe`."""
@@ -100,23 +130,20 @@ class InProcessFleet:
         thread.join(deadline)
         if results:
             return results[0]
-        self._workers[name] = DeviceWorker(name, worker.backend_name, worker.options)
+        self._start(name)
         detail = f"no answer within {deadline:g} s" if thread.is_alive() else "its thread ended"
         return trial.check.result(Outcome.FAILED, detail=detail)
 
     def _answered(self, questions: Questions) -> tuple[DeviceProfile, ...]:
         """The profiles as the devices answer, verified or not."""
-        specs = [spec for spec in self.specs if spec.name not in self._dropped]
-        sharers = Counter(self._node_of(spec) for spec in specs if spec.memory is None)
-        return tuple(
-            profile_of(
-                spec,
-                self._workers[spec.name].answer(questions),
-                node=self._node_of(spec),
-                sharers=sharers[self._node_of(spec)],
-                asked=self._asked,
-            )
-            for spec in specs
+        workers = self._workers
+        specs = [self._specs[name] for name in workers]
+        return profiles_of(
+            specs,
+            {name: worker.answer(questions) for name, worker in workers.items()},
+            {spec.name: self._node_of(spec) for spec in specs},
+            self._actor_of,
+            asked=self._asked,
         )
 
     def load(
@@ -129,26 +156,26 @@ class InProcessFleet:
     ) -> Wires:
         """See `Fleet.load`."""
         self._used = used_devices(plan.stages)
+        actors = used_actors(plan)
         half_batches = most_half_batches(plan)
         weights = MappedWeights(model.files, model.tensors)
-        senders: dict[str, dict[str, Sender]] = {name: {} for name in self._used}
-        receivers: dict[str, dict[str, Receiver]] = {name: {} for name in (*self._used, ENGINE)}
-        for source, target in dict.fromkeys((t.source, t.target) for t in plan.transfers):
+        senders: dict[str, dict[str, Sender]] = {name: {} for name in actors}
+        receivers: dict[str, dict[str, Receiver]] = {name: {} for name in (*actors, ENGINE)}
+        for source, target in dict.fromkeys((t.source, t.target) for t in records_of(plan)):
             slots = ring_slots(plan, source, target, half_batches)
             sender, receiver = local_link(slots, f"{source} to {target}")
             senders[source][target], receivers[target][source] = sender, receiver
         control: dict[str, Sender] = {}
-        for name in self._used:
-            worker = self._workers[name]
+        for name in actors:
             try:
-                worker.load(part_of(plan, graph, name, epoch), weights)
-            except DeviceFailedError as error:
+                self._hosts[name].load(actor_part_of(plan, graph, name, epoch), weights)
+            except (DeviceFailedError, CapacityError) as error:
                 self._failures[name] = error
                 raise
             control[name], header = local_link(control_slots(half_batches), f"{ENGINE} to {name}")
             links = Links(header, receivers[name], senders[name])
             thread = threading.Thread(
-                target=self._run, args=(name, links), name=f"device {name}", daemon=True
+                target=self._run, args=(name, links), name=f"actor {name}", daemon=True
             )
             thread.start()
             self._threads[name] = thread
@@ -167,73 +194,79 @@ class InProcessFleet:
     def end_loops(self, patience: float = JOIN_SECONDS) -> tuple[str, ...]:
         """See `Fleet.end_loops`."""
         for name in self._threads:
-            self._workers[name].stop()
+            self._hosts[name].stop()
         for thread in self._threads.values():
             thread.join(patience)
         hang = [name for name, thread in self._threads.items() if thread.is_alive()]
         failed = [n for n, error in self._failures.items() if not _comes_from_another(error)]
         self._threads.clear()
         self._failures.clear()
-        return tuple(dict.fromkeys((*failed, *hang)))
+        gone = [self._hosts.pop(actor) for actor in dict.fromkeys((*failed, *hang))]
+        return tuple(name for host in gone for name in host)
 
     def prepare(self, plan: Plan, graph: Graph, model: ModelFile) -> None:
-        """See `Fleet.prepare`. A device is a thread: it loads when it is switched."""
+        """See `Fleet.prepare`. A device is in a thread: it loads when it is switched."""
 
     def add(self, spec: DeviceSpec) -> None:
         """See `Fleet.add`."""
-        if spec.name in self._workers:
+        if spec.name not in self._specs:
+            self._place([spec.with_threads(1)])
+            self._start(spec.name)
+        else:
             self.replace(spec.name)
-            return
-        threads = spec.threads or 1
-        self._workers[spec.name] = DeviceWorker(spec.name, spec.backend, BackendOptions(threads))
-        self.specs = (*self.specs, spec)
 
     def replace(self, name: str) -> bool:
         """See `Fleet.replace`."""
-        before = self._workers[name]
-        try:
-            self._workers[name] = DeviceWorker(name, before.backend_name, before.options)
-        except ConfigurationError as error:
-            raise DeviceFailedError(f"cannot start anew: {error}") from error
-        self._dropped.discard(name)
+        if name not in self._workers:
+            try:
+                self._start(name)
+            except ConfigurationError as error:
+                raise DeviceFailedError(f"cannot start anew: {error}") from error
         return True
 
     def drop(self, names: Sequence[str]) -> None:
         """See `Fleet.drop`."""
-        self._dropped.update(names)
+        for name in names:
+            if name in self._workers:
+                self._hosts[self._actor_of[name]].remove(name)
 
     def counters(self) -> dict[str, Counters]:
         """See `Fleet.counters`."""
-        return {name: self._workers[name].counters for name in self._used}
+        return {name: worker.counters for name, worker in self._at_work().items()}
 
     def start_trace(self) -> None:
         """See `Fleet.start_trace`."""
-        for name in self._used:
-            self._workers[name].trace.start()
+        for worker in self._at_work().values():
+            worker.trace.start()
 
     def recorded(self) -> dict[str, Recorded]:
         """See `Fleet.recorded`."""
-        return {name: self._workers[name].trace.recorded() for name in self._used}
+        return {name: worker.trace.recorded() for name, worker in self._at_work().items()}
 
     def shutdown(self) -> None:
         """See `Fleet.shutdown`."""
-        for worker in self._workers.values():
-            worker.stop()
+        for host in self._hosts.values():
+            host.stop()
         for thread in self._threads.values():
             thread.join(JOIN_SECONDS)
         self._threads.clear()
+
+    def _at_work(self) -> dict[str, DeviceWorker]:
+        """The devices of the plan, less those that are lost."""
+        workers = self._workers
+        return {name: workers[name] for name in self._used if name in workers}
 
     def _node_of(self, spec: DeviceSpec) -> str:
         """Declared devices keep the nodes of their own, so that a plan shows its real links."""
         return self.node if self._asked or spec.node is None else spec.node
 
-    def _run(self, name: str, links: Links) -> None:
-        worker = self._workers[name]
+    def _run(self, actor: str, links: Links) -> None:
+        host = self._hosts[actor]
         try:
-            worker.run(links)
+            host.run(links)
         except Exception as error:  # noqa: BLE001  # handed to the engine by `check`
-            if worker is self._workers[name]:  # and not one that hung and was replaced
-                self._failures[name] = error
+            if host is self._hosts.get(actor):  # and not one that hung and was replaced
+                self._failures[actor] = error
                 self._noticed()
 
 

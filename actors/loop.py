@@ -1,9 +1,9 @@
-"""The resident loop of a device: rounds of half-batches through its part of a plan.
+"""The resident loop of an actor: rounds of half-batches through its devices' parts of a plan.
 
 A round begins with a step header for each of its half-batches; the first says how many there are.
 They take turns: each stage runs for the first half-batch, then for the second, and so on, before
-the next stage does. All devices keep to this order, so that none waits for a record which waits
-for it. The next round may begin here while the last half-batch is still on other devices.
+the next stage does. All actors keep to this order, so that none waits for a record which waits
+for it. The next round may begin here while the last half-batch is still on other actors.
 """
 
 from __future__ import annotations
@@ -19,45 +19,24 @@ import numpy as np
 from raygraft.actors.header import step_of
 from raygraft.actors.links import Receiver
 from raygraft.actors.native_turns import LATE, UNEXPECTED, Half, NativeTurns
-from raygraft.actors.part import Links, Part
+from raygraft.actors.part import ActorPart, Links
 from raygraft.actors.records import Record, RecordKind, describe
-from raygraft.actors.trace import EventKind, Trace
+from raygraft.actors.sharing import named
+from raygraft.actors.trace import EventKind
+from raygraft.actors.turns import Turn, chained_turns, single_turn
+from raygraft.actors.worker import DeviceWorker, span_of
 from raygraft.graph.errors import DeviceFailedError, LinkError, LinkFullError
-from raygraft.graph.graph import Subgraph
 from raygraft.graph.step import Step
-from raygraft.kernels.base import Array, Runner
+from raygraft.kernels.base import Array
 from raygraft.placement.plan import Transfer
-from raygraft.placement.schedule import StageTurn
 
-SLICE_SECONDS = 0.2
+SLICE_SECONDS = 0.1
 """How long one wait lasts before the loop looks whether it should stop."""
 
 
 @dataclass(slots=True)
-class Counters:
-    """What a device has done so far. Times are in seconds."""
-
-    questions: int = 0
-    """How often it was asked what it can run."""
-    steps: int = 0
-    rows: int = 0
-    run_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    records_sent: int = 0
-    bytes_sent: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedUnit:
-    """A unit of a stage, ready to run."""
-
-    subgraph: Subgraph
-    runner: Runner
-
-
-@dataclass(slots=True)
 class HalfBatch:
-    """A step in progress on this device."""
+    """A step in progress in this actor."""
 
     header: Record
     step: Step | None
@@ -66,34 +45,22 @@ class HalfBatch:
 
 
 class ResidentLoop:
-    """Goes through a device's schedule, half-batch by half-batch, until told to stop."""
+    """Goes through an actor's schedule, half-batch by half-batch, until told to stop."""
 
-    def __init__(
-        self,
-        name: str,
-        part: Part,
-        runners: Mapping[int, Sequence[LoadedUnit]],
-        links: Links,
-        counters: Counters,
-        trace: Trace,
-    ) -> None:
-        """`runners` are those of each stage, by its number."""
-        self.name = name
-        self.counters = counters
-        self._trace = trace
+    def __init__(self, part: ActorPart, devices: Mapping[str, DeviceWorker], links: Links) -> None:
         self._part = part
-        self._turns = part.schedule.turns
-        self._runners = runners
         self._links = links
-        only = {number: [unit.runner for unit in units] for number, units in runners.items()}
-        self._native = NativeTurns(part, self._turns, only, links)
+        self._devices = {name: devices[name] for name in part.parts}
+        self._title = named(tuple(part.parts))
+        turns = part.schedule.turns
+        units = {n: own for worker in self._devices.values() for n, own in worker.runners.items()}
+        self._turns = [single_turn(turn, units[turn.stage.number]) for turn in turns]
+        self._chained = chained_turns(turns, units)
+        only = {number: [unit.runner for unit in own] for number, own in units.items()}
+        self._native = NativeTurns(part, turns, only, links)
         self._values: dict[int, dict[str, Array]] = {}
         """By step: values of half-batches in progress, and of some that have yet to begin here."""
-        self._transfers = {t.number: t for turn in self._turns for t in turn.receive}
-        self._kept = {
-            turn.stage.number: [name for name in turn.stage.outputs if name not in turn.forget]
-            for turn in self._turns
-        }
+        self._transfers = {t.number: t for turn in turns for t in turn.receive}
 
     def run(self, stopping: threading.Event) -> None:
         """Rounds, until a SHUTDOWN record comes or `stopping` is set.
@@ -117,33 +84,46 @@ class ResidentLoop:
         count = header.transfer
         number = 0
         if count > 1:
-            self._take_turn(self._turns[0], halves[0], count)
+            turn, number = self._turn_at(0)
+            self._take_turn(turn, halves[0], count)
             while len(halves) < count:
                 halves.append(self._begin(self._receive(self._links.control)))
-                self._take_turn(self._turns[0], halves[-1], count)
-            number = 1
+                self._take_turn(turn, halves[-1], count)
         while number < len(self._turns):
             done = self._run_native(number, halves)
-            for half in halves if done == number else ():
-                self._take_turn(self._turns[number], half, count)
-            number = max(done, number + 1)
+            if done == number:
+                turn, done = self._turn_at(number)
+                for half in halves:
+                    self._take_turn(turn, half, count)
+            number = done
         for half in halves:
             del self._values[half.header.step]
         return True
 
+    def _turn_at(self, number: int) -> tuple[Turn, int]:
+        """The turn to take, and the number of the one after it."""
+        if number in self._chained and not self._tracing:  # a timeline shows stage by stage
+            return self._chained[number]
+        return self._turns[number], number + 1
+
+    @property
+    def _tracing(self) -> bool:
+        return any(worker.trace.on for worker in self._devices.values())
+
     def _begin(self, header: Record) -> HalfBatch:
         if header.kind is not RecordKind.STEP or header.epoch != self._part.epoch:
-            raise LinkError(f"device {self.name} expected a header, found a {describe(header)}")
+            raise LinkError(f"{self._title} expected a header, found a {describe(header)}")
         step = step_of(header)
         if step is not None:
-            self.counters.steps += 1
-            self.counters.rows += step.rows
+            for worker in self._devices.values():
+                worker.counters.steps += 1
+                worker.counters.rows += step.rows
         return HalfBatch(header, step, self._values.setdefault(header.step, {}))
 
     def _run_native(self, first: int, halves: Sequence[HalfBatch]) -> int:
         """Take turns from `first` on without Python, if they can be; the first that is left."""
         last = self._native.end_of(first)
-        if last == first or self._trace.on:
+        if last == first or self._tracing:
             return first
         prepared = [
             Half(h.step, h.header.epoch, h.header.step, h.header.half_batch, h.values)
@@ -154,11 +134,12 @@ class ResidentLoop:
         while (ended := self._native.run(SLICE_SECONDS)) == LATE:
             if self._stopping.is_set():
                 raise _Stopped
-        waited, ran, records, nbytes = self._native.totals
-        self.counters.wait_seconds += waited
-        self.counters.run_seconds += ran
-        self.counters.records_sent += records
-        self.counters.bytes_sent += nbytes
+        for device, (waited, ran, records, nbytes) in self._native.totals.items():
+            counters = self._devices[device].counters
+            counters.wait_seconds += waited
+            counters.run_seconds += ran
+            counters.records_sent += records
+            counters.bytes_sent += nbytes
         number, place = self._native.finish()
         if ended == UNEXPECTED:  # an early record of another half-batch, or one that is wrong
             for half in halves[place:]:
@@ -166,25 +147,27 @@ class ResidentLoop:
             number += 1
         return number
 
-    def _take_turn(self, turn: StageTurn, half: HalfBatch, count: int) -> None:
+    def _take_turn(self, turn: Turn, half: HalfBatch, count: int) -> None:
         """Receive, run and send for one of `count` half-batches."""
         if half.step is None:
             return
         values = half.values
+        device = self._devices[turn.stages[0].device]
         for transfer in turn.receive:
             while transfer.values[0] not in values:
-                self._take_in(self._receive(self._links.receivers[transfer.source]), transfer, half)
+                record = self._receive(self._links.receivers[transfer.source], device)
+                self._take_in(record, transfer, half)
         began = time.perf_counter()
         outputs = self._run(turn, half.step, values)
-        if self._trace.on:
-            place = (turn.stage.number, half.header.step, half.header.half_batch)
-            self._trace.add(EventKind.STAGE, *place, began)
+        if device.trace.on:
+            place = (turn.stages[0].number, half.header.step, half.header.half_batch)
+            device.trace.add(EventKind.STAGE, *place, began)
         if count > 1:  # a runner may write its results where it wrote those of its last run
-            for name in self._kept[turn.stage.number]:
+            for name in outputs.keys() - turn.forget:
                 outputs[name] = outputs[name].copy()
         values.update(outputs)
         for transfer in turn.send:
-            self._send(transfer, half)
+            self._send(transfer, half, self._devices[turn.stages[-1].device])
         for name in turn.forget:
             del values[name]
 
@@ -205,41 +188,43 @@ class ResidentLoop:
             or not (early or (record.step, transfer) == (step, expected))
         ):
             raise LinkError(
-                f"device {self.name} expected transfer {expected.number} of step {step} "
+                f"{self._title} expected transfer {expected.number} of step {step} "
                 f"from {expected.source}, found a {describe(record)}"
             )
         values = self._values.setdefault(record.step, {})
         values.update(zip(transfer.values, record.tensors, strict=True))
 
-    def _run(self, turn: StageTurn, step: Step, values: dict[str, Array]) -> dict[str, Array]:
+    def _run(self, turn: Turn, step: Step, values: dict[str, Array]) -> dict[str, Array]:
         began = time.perf_counter()
-        local = {name: values[name] for name in turn.stage.inputs}
+        local = {name: values[name] for name in turn.inputs}
         try:
-            for unit in self._runners[turn.stage.number]:
-                inputs = {name: local[name] for name in unit.subgraph.inputs}
-                local.update(unit.runner.run(step, inputs))
-            outputs = {name: local[name] for name in turn.stage.outputs}
+            for names, runner in turn.runs:
+                local.update(runner.run(step, {name: local[name] for name in names}))
+            outputs = {name: local[name] for name in turn.outputs}
         except Exception as error:
             raise DeviceFailedError(
-                f"device {self.name} failed in {regions_of(self._part, turn.stage.number)}: "
+                f"{named(turn.devices)} failed in {span_of(turn.regions)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        self.counters.run_seconds += time.perf_counter() - began
+        seconds = (time.perf_counter() - began) / len(turn.stages)
+        for stage in turn.stages:
+            self._devices[stage.device].counters.run_seconds += seconds
         return outputs
 
-    def _receive(self, receiver: Receiver) -> Record:
-        """The next record."""
+    def _receive(self, receiver: Receiver, device: DeviceWorker | None = None) -> Record:
+        """The next record, for a device's turn; a header is for the first one's."""
+        device = device or self._devices[self._turns[0].stages[0].device]
         began = time.perf_counter()
         while not self._stopping.is_set():
             record = receiver.receive(SLICE_SECONDS)
             if record is not None:
-                self.counters.wait_seconds += time.perf_counter() - began
-                if self._trace.on:
-                    self._trace.received(record, began)
+                device.counters.wait_seconds += time.perf_counter() - began
+                if device.trace.on:
+                    device.trace.received(record, began)
                 return record
         raise _Stopped
 
-    def _send(self, transfer: Transfer, half: HalfBatch) -> None:
+    def _send(self, transfer: Transfer, half: HalfBatch, device: DeviceWorker) -> None:
         began = time.perf_counter()
         tensors = tuple(np.ascontiguousarray(half.values[name]) for name in transfer.values)
         header = half.header
@@ -251,21 +236,15 @@ class ResidentLoop:
                 sender.send(record, SLICE_SECONDS)
             except LinkFullError:
                 continue
-            self.counters.records_sent += 1
+            device.counters.records_sent += 1
             nbytes = sum(tensor.nbytes for tensor in tensors)
-            self.counters.bytes_sent += nbytes
-            if self._trace.on:
+            device.counters.bytes_sent += nbytes
+            if device.trace.on:
                 where = (transfer.number, header.step, header.half_batch)
-                self._trace.add(EventKind.SEND, *where, began, nbytes)
+                device.trace.add(EventKind.SEND, *where, began, nbytes)
             return
         raise _Stopped
 
 
 class _Stopped(Exception):  # noqa: N818  # no error: the loop was told to stop
     """Leaves the loop from any depth."""
-
-
-def regions_of(part: Part, number: int) -> str:
-    """The regions of one of a part's stages, for messages."""
-    regions = next(t.stage.regions for t in part.schedule.turns if t.stage.number == number)
-    return regions[0] if len(regions) == 1 else f"{regions[0]} to {regions[-1]}"

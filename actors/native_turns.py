@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raygraft.actors.links import RingReceiver, RingSender
-from raygraft.actors.part import Links, Part
+from raygraft.actors.part import ActorPart, Links
 from raygraft.actors.records import Array, RecordKind
 from raygraft.graph.operators import Value
 from raygraft.graph.step import Step
@@ -47,14 +47,16 @@ _FLOAT_MATRIX = 0 | 2 << 8  # code of float32, two dimensions
 
 # Columns of the tables, in bytes.
 _RECEIVE, _RECEIVES, _RUN, _RUNS, _SEND, _SENDS = range(0, 48, 8)  # of turns: first and count
+_TOTALS_AT = 48  # of turns: where the totals of its device lie
 _RING, _TRANSFER, _TENSOR, _TENSORS = range(0, 32, 8)  # of receives and sends
 _PLACE, _WIDTH, _LOGIT_SIDE, _ADDRESS = range(0, 32, 8)  # of tensors, and of copies
 _FUNCTION, _JOB, _COPY, _COPIES_IN, _COPIES_OUT = range(0, 40, 8)  # of runs
 _SENT, _TAKEN, _SENDER_SLEEPS, _RECEIVER_SLEEPS, _SLOTS_AT, _STRIDE, _SLOTS = range(0, 56, 8)
 _SENT_COUNT, _TAKEN_COUNT = 56, 64  # of rings, after their layout
-# Of half-batches, then of the state.
+# Of half-batches, then of the state, then of a device's totals.
 _ROWS, _LOGITS, _EPOCH, _STEP, _HALF_BATCH, _HOME, _STEP_ADDRESS = range(0, 56, 8)
-_TURN, _HALF, _PHASE, _WAITED, _RAN, _RECORDS, _BYTES = range(0, 56, 8)
+_TURN, _HALF, _PHASE = range(0, 24, 8)
+_WAITED, _RAN, _RECORDS, _BYTES = range(0, 32, 8)
 
 
 class Tables(NamedTuple):
@@ -67,6 +69,7 @@ class Tables(NamedTuple):
     copies: int
     rings: int
     halves: int
+    totals: int
     state: int
 
 
@@ -82,11 +85,11 @@ class Half:
 
 
 class NativeTurns:
-    """The tables of a device's turns, and the calls that go through them."""
+    """The tables of an actor's turns, and the calls that go through them."""
 
     def __init__(
         self,
-        part: Part,
+        part: ActorPart,
         turns: Sequence[StageTurn],
         runners: Mapping[int, Sequence[Runner]],
         links: Links,
@@ -101,10 +104,13 @@ class NativeTurns:
         self._units = {
             number: [(runner, runner.native()) for runner in own] for number, own in runners.items()
         }
+        describers = (r for own in self._units.values() for r, native in own if native is not None)
+        self._kind = type(next(describers, None))
         self._links = links
         self._most_rows = part.limits.max_rows
         self.possible = [self._is_possible(turn) for turn in turns]
         self._live = _live_before(turns)
+        self._devices = tuple(dict.fromkeys(turn.stage.device for turn in turns))
         self._homes: list[Array] = []
         if any(self.possible):
             self._make_tables()
@@ -137,6 +143,7 @@ class NativeTurns:
                 self._view(name, home, half.step)[:] = half.values[name]
         self._half_rows = rows
         self._state[:] = 0
+        self._totals[:] = 0
         self._state[_TURN // 8] = first
         for row, ring in zip(self._rings, self._ring_ends, strict=True):
             row[_SENT_COUNT // 8 :] = ring.counts
@@ -163,16 +170,22 @@ class NativeTurns:
         return turn, place
 
     @property
-    def totals(self) -> tuple[float, float, int, int]:
-        """Seconds waited and run, records sent and their bytes, since `begin`."""
-        waited, ran, records, nbytes = (int(n) for n in self._state[_WAITED // 8 :][:4])
-        return waited / 1e9, ran / 1e9, records, nbytes
+    def totals(self) -> dict[str, tuple[float, float, int, int]]:
+        """Of each device, since `begin`: seconds waited and run, records sent and their bytes."""
+        rows = zip(self._devices, self._totals.tolist(), strict=True)
+        return {
+            device: (waited / 1e9, ran / 1e9, records, nbytes)
+            for device, (waited, ran, records, nbytes) in rows
+        }
 
     def _is_possible(self, turn: StageTurn) -> bool:
         links = self._links
         names = _values_of(turn)
         return (
-            all(native is not None for _, native in self._units[turn.stage.number])
+            all(
+                native is not None and type(runner) is self._kind  # which all know their steps
+                for runner, native in self._units[turn.stage.number]
+            )
             and all(isinstance(links.receivers[t.source], RingReceiver) for t in turn.receive)
             and all(isinstance(links.senders[t.target], RingSender) for t in turn.send)
             and all(n in self._values and self._values[n].dtype == "float32" for n in names)
@@ -202,7 +215,7 @@ class NativeTurns:
             for name in sorted(self._live[number] & used):
                 self._place(name)
             if not self.possible[number]:
-                turns.append((0,) * 6)
+                turns.append((0,) * 7)
                 self._release(turn)
                 continue
             units = self._units[turn.stage.number]
@@ -215,14 +228,16 @@ class NativeTurns:
                 copies.extend(self._copy_rows(native))
             send = len(transfers)
             add_transfers(turn.send, sending=True)
-            turns.append((first, len(turn.receive), run, len(units), send, len(turn.send)))
+            totals = 32 * self._devices.index(turn.stage.device)
+            turns.append((first, len(turn.receive), run, len(units), send, len(turn.send), totals))
             self._release(turn)
         self._rings = np.array([(*end.layout, 0, 0) for end in self._ring_ends], np.int64)
         self._rings = self._rings.reshape(-1, 9)
-        self._state = np.zeros(7, np.int64)
+        self._totals = np.zeros((len(self._devices), 4), np.int64)
+        self._state = np.zeros(3, np.int64)
         tables = (turns, transfers, tensors, runs, copies)
         self._arrays = [np.array(table or [0], np.int64) for table in tables]
-        self._arrays += [self._rings, np.zeros(1, np.int64), self._state]
+        self._arrays += [self._rings, np.zeros(1, np.int64), self._totals, self._state]
         self._tables = Tables._make(int(array.ctypes.data) for array in self._arrays)
 
     def _place(self, name: str) -> int:
@@ -285,7 +300,7 @@ def _live_before(turns: Sequence[StageTurn]) -> list[frozenset[str]]:
 def _run_turns(t: Tables, last: int, halves: int, timeout_ns: int) -> int:
     """Turns from the state's on, up to `last`, each for all half-batches."""
     while word(t.state + _TURN) < last:
-        turn = t.turns + 48 * word(t.state + _TURN)
+        turn = t.turns + 56 * word(t.state + _TURN)
         while word(t.state + _HALF) < halves:
             half = t.halves + 56 * word(t.state + _HALF)
             if word(half + _ROWS) > 0:
@@ -303,9 +318,10 @@ def _run_turns(t: Tables, last: int, halves: int, timeout_ns: int) -> int:
 def _take_turn(t: Tables, turn: int, half: int, timeout_ns: int) -> int:
     """Receive, run, send; the state's phase counts what of it is done."""
     receives, sends = word(turn + _RECEIVES), word(turn + _SENDS)
+    totals = t.totals + word(turn + _TOTALS_AT)
     while word(t.state + _PHASE) < receives:
         transfer = t.transfers + 32 * (word(turn + _RECEIVE) + word(t.state + _PHASE))
-        ended = _receive(t, transfer, half, timeout_ns)
+        ended = _receive(t, transfer, half, totals, timeout_ns)
         if ended != DONE:
             return ended
         put_word(t.state + _PHASE, word(t.state + _PHASE) + 1)
@@ -313,12 +329,12 @@ def _take_turn(t: Tables, turn: int, half: int, timeout_ns: int) -> int:
         began = now_ns()
         for number in range(word(turn + _RUNS)):
             _run(t, t.runs + 40 * (word(turn + _RUN) + number), half)
-        put_word(t.state + _RAN, word(t.state + _RAN) + now_ns() - began)
+        put_word(totals + _RAN, word(totals + _RAN) + now_ns() - began)
         put_word(t.state + _PHASE, receives + 1)
     while word(t.state + _PHASE) <= receives + sends:
         done = word(t.state + _PHASE) - receives - 1
         transfer = t.transfers + 32 * (word(turn + _SEND) + done)
-        if not _send(t, transfer, half, timeout_ns):
+        if not _send(t, transfer, half, totals, timeout_ns):
             return LATE
         put_word(t.state + _PHASE, word(t.state + _PHASE) + 1)
     return DONE
@@ -352,21 +368,21 @@ def _aligned(offset: int) -> int:
 
 
 @compiled(nogil=True)
-def _wait(t: Tables, counter: int, seen: int, sleeping: int, timeout_ns: int) -> bool:
+def _wait(counter: int, seen: int, sleeping: int, totals: int, timeout_ns: int) -> bool:
     began = now_ns()
     changed: bool = wait_for_change(counter, seen, sleeping, timeout_ns, SPIN_NS, YIELD_NS)
-    put_word(t.state + _WAITED, word(t.state + _WAITED) + now_ns() - began)
+    put_word(totals + _WAITED, word(totals + _WAITED) + now_ns() - began)
     return changed
 
 
 @compiled(nogil=True)
-def _receive(t: Tables, transfer: int, half: int, timeout_ns: int) -> int:
+def _receive(t: Tables, transfer: int, half: int, totals: int, timeout_ns: int) -> int:
     """Take the record of a transfer from its ring; what is not as expected is left there."""
     ring = t.rings + 72 * word(transfer + _RING)
     taken = word(ring + _TAKEN_COUNT)
     if word(ring + _SENT_COUNT) == taken:
         sleeping = word(ring + _RECEIVER_SLEEPS)
-        if not _wait(t, word(ring + _SENT), taken, sleeping, timeout_ns):
+        if not _wait(word(ring + _SENT), taken, sleeping, totals, timeout_ns):
             return LATE
         put_word(ring + _SENT_COUNT, load_acquire(word(ring + _SENT)))
     slot = word(ring + _SLOTS_AT) + word(ring + _STRIDE) * (taken % word(ring + _SLOTS))
@@ -399,12 +415,13 @@ def _receive(t: Tables, transfer: int, half: int, timeout_ns: int) -> int:
 
 
 @compiled(nogil=True)
-def _send(t: Tables, transfer: int, half: int, timeout_ns: int) -> bool:
+def _send(t: Tables, transfer: int, half: int, totals: int, timeout_ns: int) -> bool:
     """Write the record of a transfer into its ring; False when there is no room in time."""
     ring = t.rings + 72 * word(transfer + _RING)
     sent, taken = word(ring + _SENT_COUNT), word(ring + _TAKEN_COUNT)
     if sent - taken == word(ring + _SLOTS):
-        if not _wait(t, word(ring + _TAKEN), taken, word(ring + _SENDER_SLEEPS), timeout_ns):
+        sleeping = word(ring + _SENDER_SLEEPS)
+        if not _wait(word(ring + _TAKEN), taken, sleeping, totals, timeout_ns):
             return False
         put_word(ring + _TAKEN_COUNT, load_acquire(word(ring + _TAKEN)))
     slot = word(ring + _SLOTS_AT) + word(ring + _STRIDE) * (sent % word(ring + _SLOTS))
@@ -427,6 +444,6 @@ def _send(t: Tables, transfer: int, half: int, timeout_ns: int) -> bool:
     put_word(slot + 32, offset)
     put_word(ring + _SENT_COUNT, sent + 1)
     publish(word(ring + _SENT), sent + 1, word(ring + _RECEIVER_SLEEPS))
-    put_word(t.state + _RECORDS, word(t.state + _RECORDS) + 1)
-    put_word(t.state + _BYTES, word(t.state + _BYTES) + total)
+    put_word(totals + _RECORDS, word(totals + _RECORDS) + 1)
+    put_word(totals + _BYTES, word(totals + _BYTES) + total)
     return True

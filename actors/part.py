@@ -1,4 +1,4 @@
-"""What a device is sent: questions before a plan, its part of the plan, and its links."""
+"""What an actor is sent: questions before a plan, its devices' parts of it, and its links."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raygraft.graph.operators import Signature
 from raygraft.graph.tensors import TensorInfo, WeightForm
 from raygraft.kernels.base import Description
 from raygraft.placement.plan import Plan, Transfer
-from raygraft.placement.schedule import Schedule, schedule_of
+from raygraft.placement.schedule import Schedule, schedule_of, used_devices
 
 MAX_LOGIT_BIAS = 1024
 """Most biased ids of one request: a control record has room for them."""
@@ -61,10 +61,10 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One device's part of a plan."""
+    """One device's part of a plan: what it loads."""
 
-    epoch: int
-    schedule: Schedule
+    regions: Mapping[int, tuple[str, ...]]
+    """By stage number."""
     subgraphs: Mapping[int, tuple[Subgraph, ...]]
     """By stage number, one for each of the stage's units."""
     tensors: Mapping[str, TensorInfo]
@@ -73,38 +73,75 @@ class Part:
     cache_blocks: int
     block_size: int
 
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The operators that keep something from step to step."""
+        units = [unit for units in self.subgraphs.values() for unit in units]
+        return tuple(op.name for unit in units for op in unit.operators if op.state is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class ActorPart:
+    """One actor's part of a plan: those of its devices, and the turns that they take."""
+
+    epoch: int
+    schedule: Schedule
+    parts: Mapping[str, Part]
+    """By device."""
+    limits: Limits
+
+    @property
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Those that its devices need."""
+        return {name: info for part in self.parts.values() for name, info in part.tensors.items()}
+
+    @property
+    def subgraphs(self) -> dict[int, tuple[Subgraph, ...]]:
+        """By stage number, of all its devices."""
+        return {n: units for part in self.parts.values() for n, units in part.subgraphs.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """A device's ends of its links."""
+    """An actor's ends of its links."""
 
     control: Receiver
     receivers: Mapping[str, Receiver]
-    """By the device that sends."""
+    """By the actor that sends."""
     senders: Mapping[str, Sender]
-    """By the device that receives, or the engine."""
+    """By the actor that receives, or the engine."""
 
 
-def part_of(plan: Plan, graph: Graph, device: str, epoch: int) -> Part:
+def part_of(plan: Plan, graph: Graph, device: str) -> Part:
     """Cut one device's part out of a plan."""
-    schedule = schedule_of(plan, device)
     kinds = {region.name: region.kind for region in graph.all_regions}
+    stages = [stage for stage in plan.stages if stage.device == device]
     subgraphs = {
-        turn.stage.number: tuple(
+        stage.number: tuple(
             replace(graph.subgraph(unit.operators), claim=kinds[unit.claim] if unit.claim else None)
-            for unit in turn.stage.units
+            for unit in stage.units
         )
-        for turn in schedule.turns
+        for stage in stages
     }
     needed = {w.tensor for units in subgraphs.values() for unit in units for w in unit.weights}
     return Part(
-        epoch=epoch,
-        schedule=schedule,
+        regions={stage.number: stage.regions for stage in stages},
         subgraphs=subgraphs,
         tensors={name: graph.tensors[name] for name in needed},
         limits=plan.limits,
         cache_blocks=plan.cache_blocks,
         block_size=plan.block_size,
+    )
+
+
+def actor_part_of(plan: Plan, graph: Graph, actor: str, epoch: int) -> ActorPart:
+    """Cut one actor's part out of a plan."""
+    own = [name for name in used_devices(plan.stages) if plan.actor_of[name] == actor]
+    return ActorPart(
+        epoch=epoch,
+        schedule=schedule_of(plan, actor),
+        parts={name: part_of(plan, graph, name) for name in own},
+        limits=plan.limits,
     )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from raygraft.actors import cluster
-from raygraft.actors.fleet import share_of_machine
 from raygraft.actors.ray_device import RayDevice
+from raygraft.actors.sharing import actors_of, named, threads_of
+from raygraft.actors.spares import Spares
 from raygraft.graph.errors import (
     ClusterError,
     ConfigurationError,
@@ -20,7 +21,6 @@ from raygraft.graph.errors import (
     LinkError,
     RaygraftError,
 )
-from raygraft.kernels.base import BackendOptions
 from raygraft.placement.devices import DeviceSpec
 
 START_SECONDS = 120.0
@@ -31,22 +31,37 @@ _SLICE_SECONDS = 1.0
 
 
 class RayActors(Mapping[str, Any]):
-    """Device -> its actor."""
+    """The actors that there are, by name; each holds one device or more."""
 
-    def __init__(self, specs: Sequence[DeviceSpec]) -> None:
+    def __init__(
+        self,
+        specs: Sequence[DeviceSpec],
+        spares: int = 0,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """Find the nodes that the devices ask for. Raises ConfigurationError."""
+        self._progress = progress
+        self._said = ""
+        """What was told last of what actors are about."""
+        self.spares = Spares(spares)
         self._actors: dict[str, Any] = {}
-        self._specs = {spec.name: spec for spec in specs}
+        self._devices: dict[str, list[str]] = {}
+        """Actor -> the devices that it holds."""
         living = cluster.nodes()
         self.own_node = next(node.name for node in living if node.id == cluster.own_node())
         self.nodes = {s.name: cluster.find_node(s.node, s.name, living) for s in specs}
-        self._threads: dict[str, int] = {}
+        """By device."""
+        self.specs: dict[str, DeviceSpec] = {}
+        """By device, each with its threads."""
+        self.actor_of: dict[str, str] = {}
+        self._place(specs)
         for node in {node.id: node for node in self.nodes.values()}.values():
             here = [spec for spec in specs if self.nodes[spec.name].id == node.id]
-            self._threads |= share_of_machine(here, node.cores)
+            for name, threads in threads_of(here, self.actor_of, node.cores).items():
+                self.specs[name] = self.specs[name].with_threads(threads)
         self._pings: dict[str, tuple[Any, float]] = {}
         self.silent: set[str] = set()
-        """Devices that were found not to answer; nothing more is asked of them."""
+        """Actors that were found not to answer; nothing more is asked of them."""
 
     def __getitem__(self, name: str) -> Any:
         return self._actors[name]
@@ -57,44 +72,99 @@ class RayActors(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._actors)
 
+    def _place(self, specs: Sequence[DeviceSpec]) -> None:
+        """Know more devices, and in which actors they live. Raises ConfigurationError."""
+        every = self.specs | {spec.name: spec for spec in specs}
+        nodes = {name: self.nodes[name].name for name in every}
+        self.actor_of = actors_of(tuple(every.values()), nodes)
+        self.specs = every
+
+    @property
+    def devices(self) -> list[str]:
+        """All devices that are there, in their order."""
+        held = {name for devices in self._devices.values() for name in devices}
+        return [name for name in self.specs if name in held]
+
+    def devices_of(self, actor: str) -> tuple[str, ...]:
+        """The devices that an actor holds."""
+        return tuple(self._devices.get(actor, ()))
+
     def start(self, names: Collection[str]) -> None:
-        """Start actors with their backends. Raises errors of ours, which name the device."""
-        self.ask({name: self._start(name) for name in names})
+        """Start devices, each in its actor. Raises errors of ours, which name them."""
+        calls = [(self.actor_of[name], self._start(name)) for name in names]
+        for actor, call in calls:
+            self.ask({actor: call})
 
     def _start(self, name: str) -> Any:
-        """A new actor, and the call that makes its backend."""
-        where = cluster.pinned_to(self.nodes[name])
-        actor = RayDevice.options(scheduling_strategy=where)  # type: ignore[attr-defined]
-        self._pings.pop(name, None)
-        self.silent.discard(name)
-        if name in self._actors:
-            ray.kill(self._actors[name])
-        self._actors[name] = actor.remote(name)
-        options = BackendOptions(self._threads[name])
-        return self._actors[name].start.remote(self._specs[name].backend, options)
+        """The call that makes a device's backend, in its actor or in a new one."""
+        actor = self.actor_of[name]
+        if actor not in self._actors:
+            where = cluster.pinned_to(self.nodes[name])
+            made = RayDevice.options(scheduling_strategy=where)  # type: ignore[attr-defined]
+            spare = self.spares.take(self.nodes[name], actor)
+            self._actors[actor] = made.remote(actor) if spare is None else spare
+            self._devices[actor] = []
+        own = self._devices[actor]
+        if name not in own:
+            own.append(name)
+        self.nodes[name] = self.nodes[own[0]]
+        return self._actors[actor].start.remote(self.specs[name])
 
     def add(self, spec: DeviceSpec) -> None:
-        """Start one more actor. Raises RunError."""
-        self._specs.setdefault(spec.name, spec)
-        self._threads.setdefault(spec.name, spec.threads or 1)
+        """Start one more device. Raises RunError, ConfigurationError."""
+        if spec.name not in self.specs:
+            self._find_node(spec)
+            self._place([spec.with_threads(1)])
         self.start_anew(spec.name)
 
     def start_anew(self, name: str) -> None:
-        """Start an actor in the place of one that is gone. Raises RunError."""
+        """Start a device in the place of one that is gone. Raises RunError."""
+        if self.actor_of[name] not in self._actors:
+            self._find_node(self.specs[name])
+        try:
+            self.start([name])
+        except DeviceLostError:
+            self.kill([self.actor_of[name]])
+            raise
+
+    def _find_node(self, spec: DeviceSpec) -> None:
         # Ray may believe in a dead node for a minute.
         living = [node for node in cluster.nodes() if cluster.is_there(node)]
         try:
-            self.nodes[name] = cluster.find_node(self._specs[name].node, name, living)
+            self.nodes[spec.name] = cluster.find_node(spec.node, spec.name, living)
         except ConfigurationError as error:
             raise ClusterError(str(error)) from error
-        self.start([name])
 
-    def kill(self, names: Collection[str]) -> None:
-        """End actors, whatever they do."""
+    def restart(self, actor: str) -> None:
+        """Start an actor in the place of one that hangs or is dead, with all that it held."""
+        devices = self.devices_of(actor)
+        self.kill([actor])
+        self.start(devices)
+
+    def remove(self, names: Collection[str]) -> None:
+        """Let go of devices; an actor that has no more of them ends."""
         for name in names:
+            actor = self.actor_of[name]
+            left = [own for own in self.devices_of(actor) if own != name]
+            if not left:
+                self.kill([actor])
+            elif name in self._devices[actor]:
+                self._devices[actor] = left
+                self._actors[actor].remove.remote(name)
+
+    def kill(self, actors: Collection[str]) -> None:
+        """End actors, whatever they do."""
+        for name in actors:
             self._pings.pop(name, None)
+            self._devices.pop(name, None)
+            self.silent.discard(name)
             if name in self._actors:
                 ray.kill(self._actors.pop(name))
+
+    def title(self, actor: str) -> str:
+        """An actor for messages: its devices, and where they are."""
+        names = self.devices_of(actor) or [n for n, own in self.actor_of.items() if own == actor]
+        return f"{named(names)} on node {self.nodes[names[0]].address}"
 
     def check_answers(self, names: Collection[str]) -> None:
         """Ask actors for a sign of life now and then. Raises DeviceLostError for a silent one.
@@ -107,18 +177,29 @@ class RayActors(Mapping[str, Any]):
             call, asked = self._pings.get(name, (None, 0.0))
             answered = call is None or bool(ray.wait([call], timeout=0)[0])
             if answered and now - asked >= _SLICE_SECONDS:
+                self._tell(call)
                 self._pings[name] = self._actors[name].ping.remote(), now
             elif not answered and now - asked > PING_SECONDS:
                 self.silent.add(name)
                 raise DeviceLostError(
-                    f"device {name} on node {self.nodes[name].address} was lost: "
+                    f"{self.title(name)} was lost: "
                     f"its actor has not answered for {PING_SECONDS:.0f} s"
                 )
+
+    def _tell(self, ping: Any) -> None:
+        """Say what an actor is about, if it takes long and was not said already."""
+        try:
+            doing = ray.get(ping) if ping is not None else ""
+        except RayError:  # the call that is waited for says what happened
+            return
+        if doing and doing != self._said:
+            self._said = doing
+            self._progress(doing)
 
     def ask(
         self, calls: Mapping[str, Any], timeout: float = START_SECONDS, *, watched: bool = False
     ) -> dict[str, Any]:
-        """The results of one call per device. Raises errors of ours, which name the device.
+        """The results of one call per actor. Raises errors of ours, which name the devices.
 
         While `watched` actors work on their calls they must give signs of life.
         """
@@ -135,8 +216,7 @@ class RayActors(Mapping[str, Any]):
                 results[name] = ray.get(call, timeout=0.1)
             except GetTimeoutError:
                 raise ClusterError(
-                    f"device {name} on node {self.nodes[name].address} did not answer "
-                    f"within {timeout:.0f} s"
+                    f"{self.title(name)} did not answer within {timeout:.0f} s"
                 ) from None
             except RayError as error:
                 raise self.translated(name, error) from error
@@ -144,7 +224,7 @@ class RayActors(Mapping[str, Any]):
 
     def translated(self, name: str, error: RayError) -> RaygraftError:
         """One of our errors for one of Ray's."""
-        where = f"device {name} on node {self.nodes[name].address}"
+        where = self.title(name)
         if isinstance(error, RayTaskError):
             cause = error.cause
             if isinstance(cause, RaygraftError):

@@ -28,13 +28,21 @@ class RayChecks:
         self._deadline = deadline
 
     def __call__(self, trial: Trial, names: Sequence[str]) -> dict[str, CheckResult]:
-        has = self._has
-        tensors = () if all(has[name] for name in names) else trial.check.tensors
+        results: dict[str, CheckResult] = {}
+        while left := [name for name in names if name not in results]:  # one of each actor at once
+            first = {self._actors.actor_of[name]: name for name in reversed(left)}
+            results |= self._at_once(trial, tuple(first.values()))
+        return results
+
+    def _at_once(self, trial: Trial, names: Sequence[str]) -> dict[str, CheckResult]:
+        actor_of = self._actors.actor_of
+        has = {name: self._has[actor_of[name]] for name in names}
+        tensors = () if all(has.values()) else trial.check.tensors
         stored = {tensor: ray.put(raw_tensor(self._weights, tensor)) for tensor in tensors}
         shared = ray.put(trial)
         calls = {
-            name: self._actors[name].check.remote(
-                shared, self._files if has[name] else None, {} if has[name] else stored
+            name: self._actors[actor_of[name]].check.remote(
+                name, shared, self._files if has[name] else None, {} if has[name] else stored
             )
             for name in names
         }
@@ -51,7 +59,7 @@ class RayChecks:
         except RayActorError:
             detail = "its process died"
         except RayError as error:
-            return check.result(Outcome.FAILED, detail=str(self._actors.translated(name, error)))
-        self._actors.kill([name])
-        self._actors.start([name])
+            said = str(self._actors.translated(self._actors.actor_of[name], error))
+            return check.result(Outcome.FAILED, detail=said)
+        self._actors.restart(self._actors.actor_of[name])
         return check.result(Outcome.FAILED, detail=detail)

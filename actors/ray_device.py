@@ -1,4 +1,4 @@
-"""The Ray actor that holds one device.
+"""The Ray actor that holds one device, or several that share hardware.
 
 The resident loop, arriving records, leaving results and signs of life each have a concurrency
 group, so that none of them waits for another. Everything else only reads, or happens before the
@@ -15,11 +15,12 @@ import numpy as np
 import ray
 
 from raygraft.actors.ends import End, Opening, link_name, open_link
+from raygraft.actors.host import Exported, Host
 from raygraft.actors.links import Inbox, Outbox, Receiver, Sender
-from raygraft.actors.part import Answers, Links, Part, Questions
-from raygraft.actors.records import Array, Record
+from raygraft.actors.part import ActorPart, Answers, Links, Questions
+from raygraft.actors.records import Record
 from raygraft.actors.trace import Recorded, clock
-from raygraft.actors.worker import Counters, DeviceWorker
+from raygraft.actors.worker import Counters
 from raygraft.graph.errors import LinkError
 from raygraft.graph.gguf_file import FileIdentity, MappedWeights, local_identity
 from raygraft.graph.tensors import (
@@ -29,10 +30,12 @@ from raygraft.graph.tensors import (
     WeightSource,
     take_slice,
 )
-from raygraft.kernels.base import BackendOptions, Description
+from raygraft.kernels import find_backend
+from raygraft.kernels.base import Description
+from raygraft.kernels.compile_cache import doing
 from raygraft.kernels.verification.checks import CheckResult
 from raygraft.kernels.verification.trial import Trial
-from raygraft.placement.devices import ENGINE
+from raygraft.placement.devices import ENGINE, DeviceSpec
 
 
 class StoredWeights:
@@ -59,72 +62,82 @@ def _weights(
 
 @ray.remote(num_cpus=0, concurrency_groups={"loop": 1, "arrivals": 1, "results": 1, "health": 1})
 class RayDevice:
-    """A `DeviceWorker` in an actor. Call `start` first."""
-
-    _worker: DeviceWorker
+    """A `Host` in an actor. Call `start` first, once for each of its devices."""
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._host = Host()
         self._inbox = Inbox()
         self._outbox = Outbox(link_name(name, ENGINE))
         self._epoch = 0
         self._receivers: dict[str, Receiver] = {}
         self._senders: dict[str, Sender] = {}
 
-    def start(self, backend: str, options: BackendOptions) -> None:
-        """Make the backend. Ray hands on what a call raises, but not what a constructor does."""
-        self._worker = DeviceWorker(self._name, backend, options)
+    def warm_up(self, backends: Sequence[str]) -> None:
+        """Import what these backends need, and load their kernels."""
+        for backend in backends:
+            find_backend(backend).warm_up()
 
-    def describe(self) -> Description:
-        """What the device is, as it is now."""
-        return self._worker.describe()
+    def rename(self, name: str) -> None:
+        """A spare becomes the actor of this name."""
+        self._name = name
+        self._outbox = Outbox(link_name(name, ENGINE))
 
-    def answer(self, questions: Questions) -> Answers:
+    def start(self, spec: DeviceSpec) -> None:
+        """Make a backend. Ray hands on what a call raises, but not what a constructor does."""
+        self._host.add(spec)
+
+    def remove(self, device: str) -> None:
+        """Let go of a device."""
+        self._host.remove(device)
+
+    def describe(self) -> dict[str, Description]:
+        """What each device is, as it is now."""
+        return {name: worker.describe() for name, worker in self._host.items()}
+
+    def answer(self, devices: Sequence[str], questions: Questions) -> dict[str, Answers]:
         """Answer all questions of a model at once."""
-        return self._worker.answer(questions)
+        return {name: self._host[name].answer(questions) for name in devices}
 
     def has_files(self, files: tuple[FileIdentity, ...]) -> bool:
         """Whether this machine has the same model files at the same paths."""
         return all(file.same_file(local_identity(file)) for file in files)
 
     def load(
-        self, part: Part, files: tuple[FileIdentity, ...] | None, stored: Mapping[str, Any]
+        self, part: ActorPart, files: tuple[FileIdentity, ...] | None, stored: Mapping[str, Any]
     ) -> None:
         """Load a part of a plan, from the files on this machine or from the object store."""
-        self._worker.load(part, _weights(part.tensors, files, stored))
+        self._host.load(part, _weights(part.tensors, files, stored))
 
     def prepare(
-        self, part: Part, files: tuple[FileIdentity, ...] | None, stored: Mapping[str, Any]
+        self, part: ActorPart, files: tuple[FileIdentity, ...] | None, stored: Mapping[str, Any]
     ) -> None:
         """As `load`, beside the part that runs; what cannot be done is left to `load`."""
-        self._worker.prepare(part, _weights(part.tensors, files, stored))
+        self._host.prepare(part, _weights(part.tensors, files, stored))
 
-    def export_states(
-        self, names: Sequence[str], pages: Sequence[int]
-    ) -> tuple[str, dict[str, tuple[Array, ...] | None]]:
-        """The backend's name, and what `DeviceWorker.export_states` says."""
-        return self._worker.backend_name, self._worker.export_states(names, pages)
+    def export_states(self, names: Sequence[str], pages: Sequence[int]) -> tuple[Exported, ...]:
+        """See `Host.export_states`."""
+        return self._host.export_states(names, pages)
 
     def import_states(
         self,
-        names: Sequence[str],
+        wanted: Mapping[str, Sequence[str]],
         pages: Sequence[int],
-        *exported: tuple[str, Mapping[str, Any]],
+        *found: tuple[Exported, ...],
     ) -> bool:
-        """Fill caches; whether all of them were there to be filled with."""
-        backend = self._worker.backend_name
-        alike = [own for of, own in exported if of == backend]
-        states = {name: own[name] for own in alike for name in own if name in names}
-        if len(states) < len(names) or None in states.values():
-            return False
-        self._worker.import_states(states, pages)
-        return True
+        """See `Host.import_states`; there is one of `found` for each actor."""
+        every = [exported for of_actor in found for exported in of_actor]
+        return self._host.import_states(wanted, pages, every)
 
     def check(
-        self, trial: Trial, files: tuple[FileIdentity, ...] | None, stored: Mapping[str, Any]
+        self,
+        device: str,
+        trial: Trial,
+        files: tuple[FileIdentity, ...] | None,
+        stored: Mapping[str, Any],
     ) -> CheckResult:
-        """Run one check, with weights as in `load`."""
-        return self._worker.check(trial, _weights(trial.check.tensors, files, stored))
+        """Run one check on a device, with weights as in `load`."""
+        return self._host[device].check(trial, _weights(trial.check.tensors, files, stored))
 
     def open_links(self, openings: Mapping[str, Opening]) -> dict[str, End | None]:
         """Open the receiving end of the link from each source; what the sources need for theirs."""
@@ -156,11 +169,12 @@ class RayDevice:
         """The resident loop: returns when it is shut down, fails when the device fails."""
         control = self._receivers[ENGINE]
         receivers = {name: end for name, end in self._receivers.items() if name != ENGINE}
-        self._worker.run(Links(control, receivers, self._senders))
+        self._host.run(Links(control, receivers, self._senders))
 
     @ray.method(concurrency_group="health")
-    def ping(self) -> None:
-        """A sign of life, whatever else the actor does."""
+    def ping(self) -> str:
+        """A sign of life, whatever else the actor does; and what that is, when it takes long."""
+        return doing()
 
     def pid(self) -> int:
         """Its process, on its own machine."""
@@ -168,7 +182,7 @@ class RayDevice:
 
     def stop(self) -> None:
         """Make the resident loop return soon."""
-        self._worker.stop()
+        self._host.stop()
 
     def close_links(self) -> None:
         """Let go of all links, after the loop has ended."""
@@ -190,21 +204,22 @@ class RayDevice:
         """Results for an engine on another node. A call of an earlier epoch gets none."""
         return self._outbox.take(timeout) if epoch == self._epoch else ()
 
-    def counters(self) -> Counters:
-        """What the device has done so far."""
-        return self._worker.counters
+    def counters(self) -> dict[str, Counters]:
+        """What each device has done so far."""
+        return {name: worker.counters for name, worker in self._host.items()}
 
     def clock(self) -> tuple[str, float]:
         """See `raygraft.actors.trace.clock`."""
         return clock()
 
     def start_trace(self) -> None:
-        """Record events from now on."""
-        self._worker.trace.start()
+        """Record events from now on, of each device."""
+        for worker in self._host.values():
+            worker.trace.start()
 
-    def recorded(self) -> Recorded:
-        """The events since then."""
-        return self._worker.trace.recorded()
+    def recorded(self) -> dict[str, Recorded]:
+        """The events since then, of each device."""
+        return {name: worker.trace.recorded() for name, worker in self._host.items()}
 
 
 def raw_tensor(weights: MappedWeights, tensor: str) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -144,3 +144,27 @@ class GeneratedSequence:
     def finished(self) -> bool:
         """Whether it grows no more."""
         return self.finish_reason is not None
+
+
+def check_prompt(
+    prompt: Sequence[int], context: int, vocabulary: int, *, scoring: bool = False
+) -> None:
+    """Refuse a prompt that a context cannot hold, or that is none. Raises RequestError.
+
+    Unless it is for `scoring`, one more token must find room.
+    """
+    if not prompt:
+        raise RequestError("the prompt is empty: there is no token to continue from")
+    check_ids("the prompt", prompt, vocabulary)
+    if len(prompt) + (not scoring) > context:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens and one more is to be generated, "
+            f"the context holds {context}"
+        )
+
+
+def check_ids(what: str, ids: Sequence[int], vocabulary: int) -> None:
+    """Refuse ids that are no tokens. Raises RequestError."""
+    wrong = [token for token in ids if not 0 <= token < vocabulary]
+    if wrong:
+        raise RequestError(f"{what} holds the token id {wrong[0]}; the vocabulary has {vocabulary}")

@@ -25,7 +25,7 @@ from raygraft.graph.errors import LinkError, LinkFullError, RaygraftError, RunEr
 from raygraft.placement.plan import Plan
 from raygraft.placement.schedule import most_half_batches
 
-SLICE_SECONDS = 0.2
+SLICE_SECONDS = 0.1
 """How long one wait lasts before the engine looks whether all devices are alive."""
 
 
@@ -120,7 +120,7 @@ class Rounds:
             self.complete()
         record = Record(RecordKind.SHUTDOWN, self._epoch, self.step + 1, 0)
         for sender in self.wires.control.values():
-            with suppress(LinkError):
+            with suppress(RaygraftError):
                 sender.send(record, SLICE_SECONDS)
 
     def close(self) -> None:

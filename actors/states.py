@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import ray
 
-from raygraft.actors.part import Part
+from raygraft.actors.part import ActorPart
 from raygraft.actors.ray_actors import RayActors
 
 
@@ -22,26 +21,28 @@ class StatesOnTheMove:
     def __init__(
         self,
         actors: RayActors,
-        before: Mapping[str, Part],
-        after: Mapping[str, Part],
+        before: Mapping[str, ActorPart],
+        after: Mapping[str, ActorPart],
         pages: Sequence[int] | None,
     ) -> None:
-        """`pages` are those that hold something; None gives all up."""
+        """Parts are by actor. `pages` are those that hold something; None gives all up."""
         self._actors = actors
         self._pages = pages
-        self._wanted: dict[str, tuple[str, ...]] = {}
+        self._wanted: dict[str, dict[str, tuple[str, ...]]] = {}
+        """Actor -> its devices with other states than before -> those states."""
         self._left: list[Any] = []
         if not pages:
             return
-        for name, part in after.items():
-            was = before.get(name)
-            if was is None or replace(was, epoch=part.epoch) != part:
-                self._wanted[name] = _states_of(part)
-        names = {state for states in self._wanted.values() for state in states}
-        for name, part in before.items():
-            own = [state for state in _states_of(part) if state in names]
-            if own and name in actors:
-                self._left.append(actors[name].export_states.remote(own, pages))
+        loaded = {name: own for part in before.values() for name, own in part.parts.items()}
+        for actor, part in after.items():
+            changed = {n: own.states for n, own in part.parts.items() if loaded.get(n) != own}
+            self._wanted[actor] = {name: states for name, states in changed.items() if states}
+        names = {s for wanted in self._wanted.values() for own in wanted.values() for s in own}
+        for actor, part in before.items():
+            held = {state for own in part.parts.values() for state in own.states}
+            leaving = sorted(held & names)
+            if leaving and actor in actors:
+                self._left.append(actors[actor].export_states.remote(leaving, pages))
         ray.wait(self._left, num_returns=max(1, len(self._left)))
 
     def arrive(self) -> bool:
@@ -49,13 +50,8 @@ class StatesOnTheMove:
         if self._pages is None:
             return False
         calls = {
-            name: self._actors[name].import_states.remote(states, self._pages, *self._left)
-            for name, states in self._wanted.items()
-            if states
+            actor: self._actors[actor].import_states.remote(wanted, self._pages, *self._left)
+            for actor, wanted in self._wanted.items()
+            if wanted
         }
         return all(self._actors.ask(calls).values())
-
-
-def _states_of(part: Part) -> tuple[str, ...]:
-    units = [unit for units in part.subgraphs.values() for unit in units]
-    return tuple(op.name for unit in units for op in unit.operators if op.state is not None)

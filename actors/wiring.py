@@ -20,32 +20,35 @@ from raygraft.actors.records import Record
 from raygraft.graph.errors import LinkError, LinkFullError
 from raygraft.graph.graph import Graph
 from raygraft.placement.costs import link_between
-from raygraft.placement.devices import ENGINE
+from raygraft.placement.devices import ENGINE, Place
 from raygraft.placement.plan import Plan
 from raygraft.placement.schedule import (
     control_slots,
     most_half_batches,
+    records_of,
     ring_slots,
-    used_devices,
+    used_actors,
 )
 
 Pair = tuple[str, str]
-"""Who sends, and who receives."""
+"""Which actor sends, and which receives; one of them may be the engine."""
 Ask = Callable[[Mapping[str, Any]], dict[str, Any]]
-"""Device -> call; device -> result."""
+"""Actor -> call; actor -> result."""
 
 
 def openings_of(plan: Plan, graph: Graph, engine_node: str, epoch: int) -> dict[Pair, Opening]:
     """All links of a plan, with a secret of its own for each that leaves a node."""
     half_batches = most_half_batches(plan)
     size = (control_slots(half_batches), control_bytes(plan.limits, plan.block_size))
-    node_of = {use.device: use.node for use in plan.devices}
+    places = {use.actor: Place(use.node, use.actor) for use in plan.devices}
+    here = Place(engine_node, ENGINE)
     openings = {
-        (ENGINE, name): Opening(link_between(engine_node, node_of[name]), *size, epoch)
-        for name in used_devices(plan.stages)
+        (ENGINE, name): Opening(link_between(here, places[name]), *size, epoch)
+        for name in used_actors(plan)
     }
-    for pair in dict.fromkeys((t.source, t.target) for t in plan.transfers):
-        own = [t for t in plan.transfers if (t.source, t.target) == pair]
+    records = records_of(plan)
+    for pair in dict.fromkeys((t.source, t.target) for t in records):
+        own = [t for t in records if (t.source, t.target) == pair]
         nbytes = max(transfer_bytes(t, graph, plan.limits) for t in own)
         openings[pair] = Opening(own[0].link, ring_slots(plan, *pair, half_batches), nbytes, epoch)
     return {
@@ -111,13 +114,13 @@ class Wiring:
         ends = self._open(openings)
         unreached: dict[Pair, str] = {}
         calls = {
-            device: self._actors[device].connect.remote(
-                {target: end for (source, target), end in ends.items() if source == device}
+            actor: self._actors[actor].connect.remote(
+                {target: end for (source, target), end in ends.items() if source == actor}
             )
-            for device in dict.fromkeys(source for source, _ in ends if source != ENGINE)
+            for actor in dict.fromkeys(source for source, _ in ends if source != ENGINE)
         }
-        for device, reasons in self._ask(calls).items():
-            unreached |= {(device, target): reason for target, reason in reasons.items()}
+        for actor, reasons in self._ask(calls).items():
+            unreached |= {(actor, target): reason for target, reason in reasons.items()}
         for (source, target), end in ends.items():
             if source == ENGINE and end is not None:
                 try:
@@ -130,15 +133,15 @@ class Wiring:
         """Open receiving ends. None stands for the outbox of an actor that the engine asks."""
         ends: dict[Pair, End | None] = {}
         calls = {
-            device: self._actors[device].open_links.remote(
-                {source: o for (source, target), o in openings.items() if target == device}
+            actor: self._actors[actor].open_links.remote(
+                {source: o for (source, target), o in openings.items() if target == actor}
             )
-            for device in dict.fromkeys(target for _, target in openings if target != ENGINE)
+            for actor in dict.fromkeys(target for _, target in openings if target != ENGINE)
         }
         for target, opened in self._ask(calls).items():
             for source, end in opened.items():
-                actor = ActorEnd(self._actors[target], openings[source, target].epoch)
-                ends[source, target] = end or actor
+                handle = ActorEnd(self._actors[target], openings[source, target].epoch)
+                ends[source, target] = end or handle
         for (source, target), opening in openings.items():
             if target == ENGINE:
                 self._results, ends[source, target] = self._open_results(source, opening)

@@ -1,19 +1,22 @@
-"""A device: it answers questions, loads its part of a plan, and runs its resident loop.
+"""A device: it answers questions, loads its part of a plan, and keeps its caches.
 
-The worker knows nothing of Ray. An actor, or a thread, holds one and gives it its links.
+Its actor runs what it has loaded. A device knows nothing of actors, links and Ray.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass
 
-from raygraft.actors.loop import Counters, LoadedUnit, ResidentLoop, regions_of
-from raygraft.actors.part import Answers, Links, Part, Questions
+from raygraft.actors.part import Answers, Part, Questions
 from raygraft.actors.trace import Trace
-from raygraft.graph.errors import ConfigurationError, DeviceFailedError, RaygraftError
+from raygraft.graph.errors import (
+    CapacityError,
+    ConfigurationError,
+    DeviceFailedError,
+    RaygraftError,
+)
 from raygraft.graph.graph import Subgraph
 from raygraft.graph.patterns import find_patterns
 from raygraft.graph.tensors import WeightSource
@@ -22,7 +25,27 @@ from raygraft.kernels.base import Array, Backend, BackendOptions, Description, R
 from raygraft.kernels.verification.checks import CheckResult
 from raygraft.kernels.verification.trial import Trial, run_trial
 
-__all__ = ["Counters", "DeviceWorker"]
+
+@dataclass(slots=True)
+class Counters:
+    """What a device has done so far. Times are in seconds."""
+
+    questions: int = 0
+    """How often it was asked what it can run."""
+    steps: int = 0
+    rows: int = 0
+    run_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    records_sent: int = 0
+    bytes_sent: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedUnit:
+    """A unit of a stage, ready to run."""
+
+    subgraph: Subgraph
+    runner: Runner
 
 
 class DeviceWorker:
@@ -39,11 +62,10 @@ class DeviceWorker:
             raise ConfigurationError(f"device {name}: {error}") from error
         self.counters = Counters()
         self.trace = Trace()
-        self._stopping = threading.Event()
+        self.runners: dict[int, list[LoadedUnit]] = {}
+        """Those of each stage, by its number."""
         self._part: Part | None = None
-        self._loaded: Part | None = None
-        """The part whose weights are there, unless loading them has failed."""
-        self._runners: dict[int, list[LoadedUnit]] = {}
+        """What is loaded."""
         self._prepared: tuple[Part, Backend, dict[int, list[LoadedUnit]]] | None = None
 
     def describe(self) -> Description:
@@ -80,31 +102,35 @@ class DeviceWorker:
 
     def prepare(self, part: Part, weights: WeightSource) -> None:
         """Load a part beside the one that runs, if the backend allows it and has the room."""
-        if _same(self._loaded, part) or not self.backend.loads_beside:
+        if self._part == part or not self.backend.loads_beside:
             return
         backend = create_backend(self.backend_name, self.options)
         with suppress(Exception):  # `load` tries again, when the other part has gone
             self._prepared = part, backend, self._load_all(backend, part, weights)
 
+    def make_room(self, part: Part | None) -> None:
+        """Let go of what is loaded, unless it is this part, or the part was prepared."""
+        if self._part == part or (self._prepared is not None and self._prepared[0] == part):
+            return
+        self._part, self._prepared = None, None
+        if self.runners:
+            self.runners = {}
+            self._renew_backend()
+
     def load(self, part: Part, weights: WeightSource) -> None:
         """Load the weights of a part of a plan, and make room for its cache.
 
-        Raises DeviceFailedError when the backend fails.
+        Raises DeviceFailedError when the backend fails, CapacityError when there is no room.
         """
-        self._stopping.clear()
-        before, self._part, self._loaded = self._loaded, part, part
+        self.make_room(part)
         prepared, self._prepared = self._prepared, None
-        if _same(before, part):
+        if self._part == part:
             return  # after a recovery: what the cache holds is written anew
-        if prepared is not None and _same(prepared[0], part):
-            _, self.backend, self._runners = prepared
+        if prepared is not None:
+            self._part, self.backend, self.runners = prepared
             return
-        self._loaded = None
-        if self._runners:  # another part: nothing is left of the one before
-            self._runners = {}
-            self._renew_backend()
-        self._runners = self._load_all(self.backend, part, weights)
-        self._loaded = part
+        self.runners = self._load_all(self.backend, part, weights)
+        self._part = part
 
     def export_states(
         self, names: Collection[str], pages: Sequence[int]
@@ -123,7 +149,7 @@ class DeviceWorker:
             runners[name].import_state(name, pages, content)
 
     def _states(self) -> dict[str, Runner]:
-        units = [unit for units in self._runners.values() for unit in units]
+        units = [unit for units in self.runners.values() for unit in units]
         return {
             op.name: unit.runner
             for unit in units
@@ -140,24 +166,18 @@ class DeviceWorker:
                 runners[number] = [
                     _load_unit(backend, part, subgraph, weights) for subgraph in subgraphs
                 ]
+            except CapacityError as error:
+                raise CapacityError(f"{self._cannot_load(part, number)}: {error}") from error
             except RaygraftError:
                 raise
             except Exception as error:
-                where = regions_of(part, number)
                 raise DeviceFailedError(
-                    f"device {self.name} failed to load {where}: {type(error).__name__}: {error}"
+                    f"{self._cannot_load(part, number)}: {type(error).__name__}: {error}"
                 ) from error
         return runners
 
-    def stop(self) -> None:
-        """Make the loop return soon, whatever it waits for."""
-        self._stopping.set()
-
-    def run(self, links: Links) -> None:
-        """The resident loop, until shut down. See `ResidentLoop.run`."""
-        assert self._part is not None
-        loop = ResidentLoop(self.name, self._part, self._runners, links, self.counters, self.trace)
-        loop.run(self._stopping)
+    def _cannot_load(self, part: Part, number: int) -> str:
+        return f"device {self.name} failed to load {span_of(part.regions[number])}"
 
 
 def _load_unit(
@@ -169,6 +189,6 @@ def _load_unit(
     return LoadedUnit(subgraph, runner)
 
 
-def _same(before: Part | None, part: Part) -> bool:
-    """Whether two parts differ in their epochs at most."""
-    return before is not None and replace(before, epoch=part.epoch) == part
+def span_of(regions: Sequence[str]) -> str:
+    """Regions for messages, by the first and the last."""
+    return regions[0] if len(regions) == 1 else f"{regions[0]} to {regions[-1]}"

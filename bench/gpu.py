@@ -9,7 +9,7 @@ again. Both sides take turns within one run; each figure is the median of its tu
 - decode: one token of each of 1 or 16 sequences after a context of 512 tokens, greedy.
 - prompt: 512 or 4096 tokens from nothing, in steps of at most --rows.
 - cut, one actor: attention and feed-forward are loaded as 64 stages that hand pointers on, as
-  devices that share an actor would; a token is one CUDA graph.
+  devices that share an actor do; a token is one CUDA graph.
 - cut, stage by stage: the same 64 stages, each with copies from and to the host in between.
 - copy: bytes read and written of a large device-to-device copy. A token of batch 1 reads all
   weights once; its share of the copy bandwidth is how near that is to the limit.
@@ -37,9 +37,9 @@ from rich.table import Table
 from raygraft.graph.architectures import build_graph
 from raygraft.graph.capability import Limits
 from raygraft.graph.gguf_file import MappedWeights, ModelFile
-from raygraft.graph.graph import Graph
+from raygraft.graph.graph import Graph, Subgraph
 from raygraft.graph.step import Sampling, Step
-from raygraft.kernels.base import BackendOptions
+from raygraft.kernels.base import BackendOptions, Runner
 from raygraft.kernels.cuda.backend import CudaBackend
 from raygraft.kernels.cuda.buffers import Counts
 from raygraft.kernels.cuda.runner import CudaRunner
@@ -87,43 +87,22 @@ class Whole:
 
 
 class OneActor:
-    """Two devices that share an actor and a GPU: stages hand addresses on."""
+    """Two devices that share an actor and a GPU: their stages are chained, as a fleet does it."""
 
     name = "cut, one actor"
 
     def __init__(self, whole: Whole, graph: Graph, weights: MappedWeights, limits: Limits) -> None:
-        self.shared = whole.backend.shared
-        self.gpu = self.shared.gpu
-        self.stages: list[CudaRunner] = []
+        self.stages: list[tuple[Subgraph, Runner]] = []
         for names in _cut(graph):
-            runner = whole.backend.load(graph.subgraph(names), weights, limits)
+            subgraph = graph.subgraph(names)
+            runner = whole.backend.load(subgraph, weights, limits)
             runner.allocate_state(16 * PAGES, BLOCK_SIZE)
-            assert isinstance(runner, CudaRunner)
-            self.stages.append(runner)
-        self.graphs: dict[object, Any] = {}
-        self.seen: dict[object, object] = {}
+            self.stages.append((subgraph, runner))
+        first, *others = [runner for _, runner in self.stages]
+        self.runner = first.chain(others, self.stages[-1][0].outputs)
 
     def run(self, step: Step) -> None:
-        counts = Counts.of(step)
-        with self.gpu.active():
-            self.shared.step.upload(step)
-            if step.rows > 16:
-                self._launch(counts)
-            elif self.seen.get(counts) != self.shared.version:
-                self.graphs.pop(counts, None)
-                self._launch(counts)
-                self.seen[counts] = self.shared.version
-            else:
-                if counts not in self.graphs:
-                    self.graphs[counts] = self.stages[0].capture(lambda: self._launch(counts))
-                self.graphs[counts].launch(self.gpu.stream)
-            self.gpu.stream.synchronize()
-
-    def _launch(self, counts: Counts) -> None:
-        known: dict[str, int] = {}
-        for stage in self.stages:
-            given = {name: known[name] for name in stage.subgraph.inputs}
-            known.update(stage.enqueue(counts, int(counts.logits > 0), given))
+        self.runner.run(step, {})
 
 
 class StageByStage(OneActor):
@@ -136,8 +115,8 @@ class StageByStage(OneActor):
 
     def run(self, step: Step) -> None:
         known: dict[str, Any] = {}
-        for stage in self.stages:
-            known.update(stage.run(step, {name: known[name] for name in stage.subgraph.inputs}))
+        for subgraph, runner in self.stages:
+            known.update(runner.run(step, {name: known[name] for name in subgraph.inputs}))
 
 
 def _cut(graph: Graph) -> list[list[str]]:
@@ -207,7 +186,8 @@ def launch_seconds(whole: Whole, batch: int, kinds: dict[str, list[Any]]) -> dic
     """Microseconds of each kind of launch, a token's worth of them captured alone."""
     runner, shared = whole.runner, whole.backend.shared
     assert isinstance(runner, CudaRunner)
-    launcher, gpu = runner.launcher, shared.gpu
+    (unit,), gpu = runner.units, shared.gpu
+    launcher = unit.launcher
     program = launcher.program
     found = {}
     step = step_at(CONTEXT + 64, batch)
@@ -233,7 +213,7 @@ def launch_seconds(whole: Whole, batch: int, kinds: dict[str, list[Any]]) -> dic
 def kinds_of(whole: Whole) -> dict[str, list[Any]]:
     """The launches of a token by what they do."""
     assert isinstance(whole.runner, CudaRunner)
-    found: dict[str, list[Any]] = {"all": list(whole.runner.launcher.program.order)}
+    found: dict[str, list[Any]] = {"all": list(whole.runner.units[0].launcher.program.order)}
     for one in found["all"]:
         name = type(one).__name__
         if name == "Single":

@@ -68,7 +68,7 @@ def rows_of(model: Path, cut: str, context: int) -> list[dict[str, Any]]:
         for use in llm.plan.devices:
             if use.device == EMPTY:
                 continue
-            tensors = part_of(llm.plan, llm.graph, use.device, 1).tensors.values()
+            tensors = part_of(llm.plan, llm.graph, use.device).tensors.values()
             in_file = sum(tensor.nbytes for tensor in tensors)
             row = {"cut": cut, "device": use.device, "in_file": in_file, "cache": use.cache}
             for kind, nbytes in memory[use.device].items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raygraft.graph.operators import AttributeValue, Signature
+from raygraft.graph.operators import DEFAULT_CACHE_TYPE, AttributeValue, Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class Limits:
     """Most rows (tokens) of one step."""
     context: int
     """Longest sequence, in tokens."""
-    cache_type: str = "f32"
+    cache_type: str = DEFAULT_CACHE_TYPE
     """Element type of the KV cache."""
     max_sequences: int = 1
     """Most sequences in one step."""

@@ -52,6 +52,7 @@ class FileIdentity:
     path: str
     size: int
     modified_ns: int
+    header_bytes: int
     header_sha256: str
 
     def same_file(self, other: FileIdentity | None) -> bool:
@@ -182,7 +183,7 @@ def _identity(path: Path, header: int) -> FileIdentity:
     with path.open("rb") as file:
         digest = hashlib.sha256(file.read(header)).hexdigest()
     status = path.stat()
-    return FileIdentity(str(path), status.st_size, status.st_mtime_ns, digest)
+    return FileIdentity(str(path), status.st_size, status.st_mtime_ns, header, digest)
 
 
 def _split_paths(path: Path, metadata: Mapping[str, object]) -> list[Path]:
@@ -255,11 +256,9 @@ class ModelFile:
 
 def local_identity(expected: FileIdentity) -> FileIdentity | None:
     """The identity of the file at `expected.path` on this machine; None when there is none."""
-    path = Path(expected.path)
     try:
-        _, _, header = _parse(path, 0)
-        return _identity(path, header)
-    except (OSError, ValueError, ModelFileError):
+        return _identity(Path(expected.path), expected.header_bytes)
+    except OSError:
         return None
 
 

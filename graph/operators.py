@@ -24,6 +24,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from raygraft.graph.tensors import Shape, TensorInfo, WeightSlice
 
@@ -64,6 +65,8 @@ class KeyValueState:
         return math.ceil(elements * CACHE_TYPES[cache_type])
 
 
+CacheType = Literal["f32", "f16", "q8_0"]
+DEFAULT_CACHE_TYPE: CacheType = "f32"
 CACHE_TYPES: Mapping[str, float] = MappingProxyType({"f32": 4, "f16": 2, "q8_0": 34 / 32})
 """Element types of a KV cache, and their bytes. "q8_0" shares a scale among 32, as in weights."""
 

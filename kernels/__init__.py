@@ -30,6 +30,8 @@ BACKENDS = {
 """Name -> module:class, imported when first asked for."""
 
 DEFAULT_BACKEND = "cpu"
+GPU_BACKENDS = ("cuda",)
+"""Those of ours that run on a GPU: the first one, unless a device names another."""
 ENTRY_POINTS = "raygraft.backends"
 
 
@@ -39,11 +41,7 @@ def create_backend(name: str, options: BackendOptions) -> Backend:
     Raises ConfigurationError, which lists the known names or says what is wrong with the file or
     the class.
     """
-    found = _find(name)
-    if not (isinstance(found, type) and issubclass(found, Backend)):
-        raise ConfigurationError(
-            f"backend {name!r} is no subclass of raygraft.kernels.base.Backend"
-        )
+    found = find_backend(name)
     try:
         return found(options)
     except RaygraftError:
@@ -52,6 +50,16 @@ def create_backend(name: str, options: BackendOptions) -> Backend:
         raise ConfigurationError(
             f"backend {name!r} cannot be started: {type(error).__name__}: {error}"
         ) from error
+
+
+def find_backend(name: str) -> type[Backend]:
+    """The class of this name, entry point or path. Raises ConfigurationError as above."""
+    found = _find(name)
+    if not (isinstance(found, type) and issubclass(found, Backend)):
+        raise ConfigurationError(
+            f"backend {name!r} is no subclass of raygraft.kernels.base.Backend"
+        )
+    return found
 
 
 def known_backends() -> tuple[str, ...]:

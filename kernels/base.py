@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from numpy.typing import NDArray
 
@@ -18,13 +19,31 @@ from raygraft.graph.tensors import WeightForm, WeightSource, row_bytes
 
 Array = NDArray[Any]
 Values = Mapping[str, Array]
+_Thing = TypeVar("_Thing")
+
+
+class Commons:
+    """What the backends of one actor have together: one thread runs all of them, in turns."""
+
+    def __init__(self) -> None:
+        self._held: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+
+    def get(self, key: Hashable, make: Callable[[], _Thing]) -> _Thing:
+        """The thing of this name, made when nobody holds one."""
+        found: _Thing | None = self._held.get(key)
+        if found is None:
+            found = self._held[key] = make()
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class BackendOptions:
-    """What a device's owner decides for its backend."""
+    """What a device's owner decides for its backend, and whom it lives with."""
 
     threads: int = 1
+    gpu: int = 0
+    """Number of the GPU, for a backend that runs on one."""
+    commons: Commons = field(default_factory=Commons, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +105,24 @@ class Runner(ABC):
         caller after the call returns.
         """
 
+    def leads_to(self, following: Runner) -> bool:
+        """Whether a runner that comes next in the same actor can be chained to this one."""
+        return False
+
+    def chain(self, following: Sequence[Runner], outputs: Collection[str]) -> Runner:
+        """One runner for this one and all that follow, of which each leads to the next.
+
+        Its run yields these outputs; what else the runners give each other need not leave the
+        hardware they are on.
+        """
+        raise NotImplementedError
+
     def native(self) -> NativeRun | None:
         """How to run it without Python, where that is possible. After `allocate_state`."""
         return None
 
     def describe_step(self, step: Step) -> int:
-        """The address that a native run takes as its step, for all runners of the backend.
+        """The address that a native run takes as its step, for all runners of this class.
 
         What it points to lives until eight more steps are described.
         """
@@ -106,6 +137,10 @@ class Backend(ABC):
 
     loads_beside = False
     """Whether another instance may load its part while this one still runs, as for a move."""
+
+    @classmethod  # noqa: B027  # most have nothing of the kind
+    def warm_up(cls) -> None:
+        """Load kernels that every instance needs, in a process that will have one at some time."""
 
     def __init__(self, options: BackendOptions) -> None:
         self.options = options

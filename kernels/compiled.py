@@ -12,6 +12,9 @@ folder each time, so that cache would never hit there. This one lies in the user
   processor, and what the function closes over.
 
 A change in a file that is not imported, such as the planner's, keeps the cache.
+
+Processes that start together and miss the same code compile it once: see `compile_cache.py`. Code
+that is found is loaded without what Numba does before it compiles (see `_FunctionCache`).
 """
 
 from __future__ import annotations
@@ -31,22 +34,19 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import llvmlite
+import llvmlite.binding as llvm
 import numba
 import psutil
 from numba.core import caching, sigutils
 from numba.core.ccallback import CFunc
+from numba.core.runtime import _nrt_python
 
-from raygraft.kernels.cache_folder import cache_path
+from raygraft.kernels.compile_cache import cache_folder, compiling, found_or_missed, used
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _log = logging.getLogger(__name__)
 _OUR_PACKAGE = "raygraft"
-
-
-def cache_folder() -> Path:
-    """The folder that holds compiled functions; `RAYGRAFT_CACHE_DIR` moves it."""
-    return cache_path() / "compiled"
 
 
 @overload
@@ -68,10 +68,8 @@ def compiled(
 
     def decorate(decorated: Function) -> Any:
         dispatcher = numba.njit(**options)(decorated)
-        try:
-            dispatcher._cache = _ContentCache(decorated, options, also)
-        except (OSError, RuntimeError) as error:
-            _log.warning("%s is compiled without a cache: %s", decorated.__qualname__, error)
+        dispatcher._cache = _LazyCache(decorated, options, also)
+        dispatcher.compile = compiling()(dispatcher.compile)
         return dispatcher
 
     return decorate if function is None else decorate(function)
@@ -85,11 +83,9 @@ def c_function(function: Callable[..., Any], signature: str) -> int:
     arguments, result = sigutils.normalize_signature(signature)
     options: dict[str, Any] = {"nopython": True}
     made: Any = CFunc(function, (arguments, result), locals={}, options=options)
-    try:
-        made._cache = _ContentCache(function, options | {"c": signature}, ())
-    except (OSError, RuntimeError) as error:
-        _log.warning("%s is compiled without a cache: %s", function.__qualname__, error)
-    made.compile()
+    made._cache = _LazyCache(function, options | {"c": signature}, ())
+    with compiling():
+        made.compile()
     _c_functions.append(made)
     return int(made.address)
 
@@ -148,8 +144,8 @@ def _parse_imports(source: bytes, package: str) -> tuple[str, ...]:
     return tuple(_import_names(ast.parse(source), package))
 
 
-def _import_names(tree: ast.AST, package: str) -> Iterator[str]:
-    for node in ast.walk(tree):
+def _import_names(tree: ast.Module, package: str) -> Iterator[str]:
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -160,6 +156,14 @@ def _import_names(tree: ast.AST, package: str) -> Iterator[str]:
                 continue
             yield name
             yield from (f"{name}.{alias.name}" for alias in node.names)
+
+
+def _statements(block: ast.AST) -> Iterator[ast.AST]:
+    """All statements, and not what is in them: most nodes of a tree are expressions."""
+    for part in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for node in getattr(block, part, ()):
+            yield node
+            yield from _statements(node)
 
 
 @functools.cache
@@ -219,22 +223,23 @@ class _EntryPerFile(caching.IndexDataCacheFile):  # type: ignore[misc]  # numba 
     once can take the same number, and one then reads the other's code.
     """
 
-    def __init__(self, folder: Path, base: str, may_save: bool) -> None:
+    def __init__(self, folder: Path, base: str) -> None:
         super().__init__(str(folder), base, None)
-        self._folder, self._base, self._may_save = folder, base, may_save
+        self._folder, self._base = folder, base
 
     def save(self, key: object, data: object) -> None:
-        if self._may_save:
-            path = self._path(key)
-            draft = path.with_suffix(f".{uuid.uuid4().hex[:12]}")
-            draft.write_bytes(self._dump((key, data)))
-            draft.replace(path)  # readers see the whole file or none
+        path = self._path(key)
+        draft = path.with_suffix(f".{uuid.uuid4().hex[:12]}")
+        draft.write_bytes(self._dump((key, data)))
+        draft.replace(path)  # readers see the whole file or none
 
-    def load(self, key: object) -> object | None:
+    def load(self, key: object) -> Any:
+        path = self._path(key)
         try:
-            saved_key, data = pickle.loads(self._path(key).read_bytes())
+            saved_key, data = pickle.loads(path.read_bytes())
         except (OSError, EOFError, pickle.UnpicklingError):
             return None
+        used(path)
         return data if saved_key == key else None
 
     def flush(self) -> None:
@@ -246,22 +251,95 @@ class _EntryPerFile(caching.IndexDataCacheFile):  # type: ignore[misc]  # numba 
         return self._folder / f"{self._base}-{digest}.compiled"
 
 
-class _ContentCache(caching.FunctionCache):  # type: ignore[misc]  # numba is untyped
-    """Numba's function cache with our locator and our files."""
+class _FunctionCache(caching.FunctionCache):  # type: ignore[misc]  # numba is untyped
+    """Numba's function cache with our locator and our files.
+
+    Numba gets ready to compile before it looks for code: it imports what it knows of NumPy, which
+    takes 0.3 s. Code that is found needs none of that, but for what it calls: so the names of these
+    functions are kept with it, and only one that is not there yet makes Numba get ready.
+    """
 
     def __init__(
-        self, function: Callable[..., Any], options: dict[str, Any], also: tuple[Any, ...]
+        self, function: Callable[..., Any], options: dict[str, Any], files: list[Path]
     ) -> None:
-        files = _files(function, also)
         locator = _Locator(function, content_key(files), options)
         locator.ensure_cache_path()
         self._impl_class = functools.partial(_Implementation, locator=locator)
         super().__init__(function)
-        # A file that was edited after this process began may not be what the process has loaded.
-        newest = max(file.stat().st_mtime for file in files)
-        self._cache_file = _EntryPerFile(
-            Path(self._cache_path), self._impl.filename_base, newest <= _process_start()
-        )
+        self._cache_file = _EntryPerFile(Path(self._cache_path), self._impl.filename_base)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        data = self._cache_file.load(self._index_key(sig, target_context.codegen()))
+        if data is None:
+            return None
+        called, payload = data
+        if not all(map(_address_of, called)):
+            target_context.refresh()
+        return self._impl.rebuild(target_context, payload)
+
+    def _save_overload(self, sig: Any, data: Any) -> None:
+        if self._impl.check_cachable(data):
+            functions = data.library._final_module.functions
+            called = [f.name for f in functions if f.is_declaration and f.name[:5] != "llvm."]
+            key = self._index_key(sig, data.codegen)
+            self._impl.locator.ensure_cache_path()
+            self._cache_file.save(key, (called, self._impl.reduce(data)))
+
+
+@functools.cache
+def _address_of(name: str) -> int | None:
+    """Where a function is that compiled code calls, of this process or of Numba's runtime."""
+    helper = _nrt_python.c_helpers.get(name.removeprefix("NRT_"))
+    if helper is not None and name.startswith("NRT_"):
+        llvm.add_symbol(name, helper)
+    return llvm.address_of_symbol(name)  # type: ignore[no-any-return]
+
+
+class _LazyCache(caching._Cache):  # type: ignore[misc]  # numba is untyped
+    """A function's cache, made when it is first needed: most functions are parts of others.
+
+    It is none where its folder cannot be written, or for sources that were edited after this
+    process began: they may not be what it has loaded.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], options: dict[str, Any], also: tuple[Any, ...]
+    ) -> None:
+        self._function, self._options, self._also = function, options, also
+
+    @functools.cached_property
+    def _own(self) -> Any:
+        files = _files(self._function, self._also)
+        if max(file.stat().st_mtime for file in files) > _process_start():
+            return caching.NullCache()
+        try:
+            return _FunctionCache(self._function, self._options, files)
+        except (OSError, RuntimeError) as error:
+            name = self._function.__qualname__
+            _log.warning("%s is compiled without a cache: %s", name, error)
+            return caching.NullCache()
+
+    @property
+    def cache_path(self) -> Any:
+        return self._own.cache_path
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        return found_or_missed(lambda: self._own.load_overload(sig, target_context))
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            self._own.save_overload(sig, data)
+        except OSError as error:
+            _log.warning("%s is not kept: %s", self._function.__qualname__, error)
+
+    def enable(self) -> None:
+        self._own.enable()
+
+    def disable(self) -> None:
+        self._own.disable()
+
+    def flush(self) -> None:
+        self._own.flush()
 
 
 @functools.cache

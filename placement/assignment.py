@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from raygraft.placement import costs
+from raygraft.placement.devices import Place
 from raygraft.placement.exact import SECONDS, search_exactly
 from raygraft.placement.filling import fill_in_order
 from raygraft.placement.problem import (
@@ -89,7 +90,7 @@ def _fastest(
 def _best_path(problem: Problem, choices: PricedChoices) -> Assignment | None:
     count = len(problem.atoms)
     order = {name: number for number, name in enumerate(problem.devices)}
-    node_of = {name: device.node for name, device in problem.devices.items()}
+    place_of = {name: device.place for name, device in problem.devices.items()}
     # For each position and device of the last choice: seconds so far, the device before (its
     # number and its name), and that choice.
     best: list[dict[str, tuple[float, int, str, Choice]]] = [{} for _ in range(count + 1)]
@@ -98,11 +99,12 @@ def _best_path(problem: Problem, choices: PricedChoices) -> Assignment | None:
         if number and not here:
             continue
         staying = {name: (reached[0], order[name], name) for name, reached in here.items()}
-        near, far = _cheapest_hops(staying, node_of, problem.pieces.input_bytes[number])
+        near, far = _cheapest_hops(staying, place_of, problem.pieces.input_bytes[number])
         for choice, own in choices[number]:
             name = choice.device
-            offers = (staying.get(name, far), near.get(node_of[name], far), far)
-            cost, before, name_before = min(offers)
+            place = place_of[name]
+            offers = (near.get(where, far) for where in (place, place.node))
+            cost, before, name_before = min(staying.get(name, far), *offers, far)
             stop = best[number + len(choice.atoms)]
             if name not in stop or (cost + own, before) < stop[name][:2]:
                 stop[name] = (cost + own, before, name_before, choice)
@@ -122,18 +124,22 @@ _Arrival = tuple[float, int, str]
 
 
 def _cheapest_hops(
-    staying: Mapping[str, _Arrival], node_of: Mapping[str, str], nbytes: int
-) -> tuple[dict[str, _Arrival], _Arrival]:
-    """The best way to reach other devices of each node, and devices anywhere."""
+    staying: Mapping[str, _Arrival], place_of: Mapping[str, Place], nbytes: int
+) -> tuple[dict[str | Place, _Arrival], _Arrival]:
+    """The best way to reach other devices of each node and of each actor, and devices anywhere."""
     if not staying:
         return {}, (0.0, -1, "")
-    best: dict[str, _Arrival] = {}
+    best: dict[str | Place, _Arrival] = {}
     for arrival in staying.values():
-        node = node_of[arrival[2]]
-        best[node] = min(arrival, best.get(node, arrival))
+        place = place_of[arrival[2]]
+        for where in (place, place.node):
+            best[where] = min(arrival, best.get(where, arrival))
     cost, number, name = min(best.values())
-    ring, far = (costs.hop_seconds(link, nbytes) for link in ("ring", "tcp"))
-    near = {node: (found[0] + ring, found[1], found[2]) for node, found in best.items()}
+    far, ring, shared = (costs.hop_seconds(link, nbytes) for link in ("tcp", "ring", costs.SHARED))
+    near = {
+        where: (found[0] + (shared if isinstance(where, Place) else ring), found[1], found[2])
+        for where, found in best.items()
+    }
     return near, (cost + far, number, name)
 
 

@@ -6,7 +6,7 @@ figures are nominal; only their order matters to a plan, and rules override them
 
 from __future__ import annotations
 
-from raygraft.placement.devices import DeviceProfile
+from raygraft.placement.devices import DeviceProfile, Place
 
 BANDWIDTH = {"cpu": 5e9, "gpu": 1e12, "accelerator": 1e11}
 """Bytes per second: of one thread for a CPU, of the whole device for the others."""
@@ -14,9 +14,11 @@ MEMORY_THREADS = 8
 """Threads beyond this many share a CPU's memory bandwidth."""
 REGION_SECONDS = 5e-6
 """Least time of any region: the call itself."""
+SHARED = "shared"
+"""Name of the link that is none: from device to device inside of an actor."""
 # See docs/benchmarks.md; for tcp, as long again for the network as the link itself takes.
-HOP_SECONDS = {"ring": 3e-5, "tcp": 1e-4, "object": 2e-3}
-LINK_BANDWIDTH = {"ring": 5e9, "tcp": 1e9, "object": 1e9}
+HOP_SECONDS = {SHARED: 5e-6, "ring": 3e-5, "tcp": 1e-4, "object": 2e-3}
+LINK_BANDWIDTH = {SHARED: 1e12, "ring": 5e9, "tcp": 1e9, "object": 1e9}
 
 
 def bandwidth(device: DeviceProfile) -> float:
@@ -25,9 +27,11 @@ def bandwidth(device: DeviceProfile) -> float:
     return BANDWIDTH.get(device.type, BANDWIDTH["cpu"]) * max(1, threads)
 
 
-def link_between(source_node: str, target_node: str) -> str:
-    """The link that a record takes."""
-    return "ring" if source_node == target_node else "tcp"
+def link_between(source: Place, target: Place) -> str:
+    """The link that values take."""
+    if source.actor == target.actor:
+        return SHARED
+    return "ring" if source.node == target.node else "tcp"
 
 
 def hop_seconds(link: str, nbytes: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from raygraft.graph.capability import RegionSignature, Verdict, no
 from raygraft.graph.graph import Graph, Region
@@ -13,6 +14,15 @@ from raygraft.graph.tensors import WeightForm, WeightSlice
 
 ENGINE = "engine"
 """Name of the place where steps begin and token ids arrive; no device may take it."""
+
+
+class Place(NamedTuple):
+    """Where a device, or the engine, is: values reach it by the link that leads there."""
+
+    node: str
+    """Which machine."""
+    actor: str
+    """Which actor there; its devices hand values on by reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,10 @@ class DeviceSpec:
     """Selectors, kinds or names; when given, the device runs nothing else."""
     node: str | None = None
     """A label, host name or IP address of the cluster's node that it lives on."""
+    gpu: int | None = None
+    """Which of the machine's GPUs; devices that name the same one share an actor."""
+    actor: str | None = None
+    """Devices that name the same one share an actor."""
 
     def with_threads(self, threads: int) -> DeviceSpec:
         """The same device, with so many threads unless it names its own number."""
@@ -51,9 +65,16 @@ class DeviceProfile:
     regions: tuple[str, ...] = ()
     node: str = ""
     """Which machine it is on; devices of one node share memory."""
+    actor: str = ""
+    """The actor that it shares with others; empty when it has one of its own."""
     asked: bool = True
     """False when the answers are declared ones, from a plan made without the device running."""
     _allowed: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def place(self) -> Place:
+        """Its node and its actor, which has the device's name unless it is shared."""
+        return Place(self.node, self.actor or self.name)
 
     def bytes_of(self, graph: Graph, weight: WeightSlice) -> int:
         """Memory that a weight takes, once loaded there."""

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import coo_matrix
 
 from raygraft.graph.tensors import WeightSlice
 from raygraft.placement import costs
@@ -70,6 +68,10 @@ class _Program:
 
     def solve(self, seconds: float) -> Assignment | None:
         """The assignment, in the graph's order; None when there is none."""
+        # It takes a third of a second to import, and few plans need it.
+        from scipy.optimize import Bounds, LinearConstraint, milp  # noqa: PLC0415
+        from scipy.sparse import coo_matrix  # noqa: PLC0415
+
         self._add_variables()
         self._add_cover()
         self._add_changes()

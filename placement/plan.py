@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-
-from pydantic import TypeAdapter, ValidationError
+from functools import cache, cached_property
+from typing import Any
 
 from raygraft.graph.capability import Limits
 from raygraft.graph.errors import ConfigurationError
+from raygraft.placement.costs import SHARED
+from raygraft.placement.devices import ENGINE
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,10 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One record per step: what a stage's device sends another device, or the engine."""
+    """What a stage's device gives another device, or the engine, in each step.
+
+    It is one record, or nothing at all when both devices live in one actor.
+    """
 
     number: int
     source_stage: int
@@ -60,7 +64,7 @@ class Transfer:
     row_bytes: int
     """Bytes for each row of the step, headers apart."""
     link: str
-    """ "ring" on one node, "tcp" between nodes."""
+    """ "ring" on one node, "tcp" between nodes, "shared" inside of an actor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ class DeviceUse:
 
     device: str
     node: str
+    actor: str
+    """Where it lives: devices that share an actor take turns in one loop."""
     type: str
     memory: int
     weights: int
@@ -105,29 +111,54 @@ class Plan:
         """Leaf region -> device."""
         return {placement.region: placement.device for placement in self.placements}
 
+    @cached_property
+    def actor_of(self) -> dict[str, str]:
+        """Device, or the engine -> its actor."""
+        return {use.device: use.actor for use in self.devices} | {ENGINE: ENGINE}
+
+    def where(self, use: DeviceUse) -> str:
+        """What and where a device is, in words: gpu on 10.0.0.7, with b."""
+        beside = [other.device for other in self.devices if other.actor == use.actor]
+        beside.remove(use.device)
+        place = f"{use.type} on {use.node}" if use.node else use.type
+        return f"{place}, with {' and '.join(beside)}" if beside else place
+
+    @property
+    def records(self) -> tuple[Transfer, ...]:
+        """The transfers that travel: from actor to actor, and to the engine."""
+        return tuple(transfer for transfer in self.transfers if transfer.link != SHARED)
+
     @property
     def hops(self) -> int:
-        """Records between devices, and to the engine, per step."""
-        return len(self.transfers)
+        """Records between actors, and to the engine, per step."""
+        return len(self.records)
 
     def to_json(self, indent: int | None = None) -> str:
         """As a JSON document; `from_json` reads it."""
-        return _ADAPTER.dump_json(self, indent=indent).decode()
+        text: bytes = _adapter().dump_json(self, indent=indent)
+        return text.decode()
 
     def to_dict(self) -> dict[str, object]:
         """As plain data for a JSON document."""
-        data: dict[str, object] = _ADAPTER.dump_python(self, mode="json")
+        data: dict[str, object] = _adapter().dump_python(self, mode="json")
         return data
 
     @staticmethod
     def from_json(text: str | bytes) -> Plan:
         """Read what `to_json` wrote. Raises ConfigurationError."""
+        from pydantic import ValidationError  # noqa: PLC0415  # as below
+
         try:
-            return _ADAPTER.validate_json(text)
+            plan: Plan = _adapter().validate_json(text)
+            return plan
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             raise ConfigurationError(f"not a plan: {place}: {first['msg']}") from error
 
 
-_ADAPTER = TypeAdapter(Plan)
+@cache
+def _adapter() -> Any:
+    from pydantic import TypeAdapter  # noqa: PLC0415  # devices read plans, but no JSON
+
+    return TypeAdapter(Plan)

@@ -12,7 +12,7 @@ from raygraft.placement import costs
 from raygraft.placement.assignment import assign
 from raygraft.placement.conflicts import members_about, members_of, smallest_conflict
 from raygraft.placement.costs import size
-from raygraft.placement.devices import ENGINE, DeviceProfile
+from raygraft.placement.devices import ENGINE, DeviceProfile, Place
 from raygraft.placement.exact import SECONDS, OutOfTimeError
 from raygraft.placement.memory import Ledger
 from raygraft.placement.pieces import Pieces
@@ -48,8 +48,8 @@ def make_plan(
     _refuse_uncovered(problem)
     assignment, problem = _assignment(problem, contexts)
     stages = cut_stages(graph, assignment)
-    node_of = {device.name: device.node for device in devices} | {ENGINE: engine_node}
-    transfers = list_transfers(graph, stages, node_of)
+    places = {device.name: device.place for device in devices}
+    transfers = list_transfers(graph, stages, places | {ENGINE: Place(engine_node, ENGINE)})
     filled = problem.filled(assignment)
     blocks = _cache_blocks(filled.values(), limits, context)
     uses = _uses(problem, stages, assignment, filled, blocks)
@@ -152,6 +152,7 @@ def _uses(
             DeviceUse(
                 device=name,
                 node=ledger.device.node,
+                actor=ledger.device.place.actor,
                 type=ledger.device.type,
                 memory=ledger.device.memory,
                 weights=ledger.weights,

@@ -199,7 +199,7 @@ class Problem:
         """Nominal time of what flows into an atom, from one device to another."""
         if source == target:
             return 0.0
-        link = costs.link_between(self.devices[source].node, self.devices[target].node)
+        link = costs.link_between(self.devices[source].place, self.devices[target].place)
         return costs.hop_seconds(link, self.pieces.input_bytes[self.position[atom]])
 
     def cost(self, assignment: Assignment) -> float:

@@ -1,9 +1,9 @@
-"""The static schedule of each device: what it receives, runs and sends, in which order."""
+"""The static schedule of each actor: what it receives, runs and sends, in which order."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from raygraft.placement.devices import ENGINE
@@ -23,32 +23,45 @@ class StageTurn:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A device's turns, in the plan's topological order."""
+    """An actor's turns, of all its devices, in the plan's topological order.
 
-    device: str
+    Its transfers are records: their sources and targets are actors.
+    """
+
+    actor: str
     turns: tuple[StageTurn, ...]
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Devices it receives from."""
+        """Actors it receives from."""
         return tuple(dict.fromkeys(t.source for turn in self.turns for t in turn.receive))
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Devices it sends to, the engine among them."""
+        """Actors it sends to, the engine among them."""
         return tuple(dict.fromkeys(t.target for turn in self.turns for t in turn.send))
 
 
-def schedule_of(plan: Plan, device: str) -> Schedule:
-    """The schedule of one device.
+def records_of(plan: Plan) -> tuple[Transfer, ...]:
+    """The transfers that travel, from actor to actor."""
+    actor_of = plan.actor_of
+    return tuple(
+        replace(t, source=actor_of[t.source], target=actor_of[t.target]) for t in plan.records
+    )
 
-    Records between two devices arrive in the order in which they are sent, so a stage takes all
-    records up to the ones it needs; those for later stages wait among the device's values.
+
+def schedule_of(plan: Plan, actor: str) -> Schedule:
+    """The schedule of one actor.
+
+    Records between two actors arrive in the order in which they are sent, so a stage takes all
+    records up to the ones it needs; those for later stages wait among the actor's values. What its
+    own devices give each other is there already.
     """
-    stages = [stage for stage in plan.stages if stage.device == device]
+    stages = [stage for stage in plan.stages if plan.actor_of[stage.device] == actor]
+    records = records_of(plan)
     pending = {
-        source: [t for t in plan.transfers if t.target == device and t.source == source]
-        for source in dict.fromkeys(t.source for t in plan.transfers if t.target == device)
+        source: [t for t in records if t.target == actor and t.source == source]
+        for source in dict.fromkeys(t.source for t in records if t.target == actor)
     }
     last_use = {value: stage.number for stage in stages for value in stage.inputs}
     turns = []
@@ -60,21 +73,24 @@ def schedule_of(plan: Plan, device: str) -> Schedule:
                 receive += queue[: needed[-1] + 1]
                 del queue[: needed[-1] + 1]
         receive.sort(key=lambda transfer: transfer.number)
-        send = tuple(t for t in plan.transfers if t.source_stage == stage.number)
+        send = tuple(t for t in records if t.source_stage == stage.number)
         here = {value for t in receive for value in t.values} | {*stage.inputs, *stage.outputs}
         forget = tuple(sorted(v for v in here if last_use.get(v, -1) <= stage.number))
         turns.append(StageTurn(stage, tuple(receive), send, forget))
-    return Schedule(device, tuple(turns))
+    return Schedule(actor, tuple(turns))
 
 
 def most_half_batches(plan: Plan) -> int:
-    """How many half-batches keep the busiest device of a plan at work: more would only queue.
+    """How many half-batches keep the busiest actor of a plan at work: more would only queue.
 
-    While it computes one of them, the others are on the other devices: as many as a step's time
-    is longer than the busiest device's share of it, and at most one for each device.
+    While it computes one of them, the others are on the other actors: as many as a step's time
+    is longer than the busiest actor's share of it, and at most one for each actor.
     """
-    busiest = max(use.seconds_per_token for use in plan.devices)
-    used = len(used_devices(plan.stages))
+    seconds = dict.fromkeys(plan.actor_of.values(), 0.0)
+    for use in plan.devices:
+        seconds[use.actor] += use.seconds_per_token
+    busiest = max(seconds.values())
+    used = len(used_actors(plan))
     return max(1, min(used, ceil(plan.seconds_per_token / busiest))) if busiest else used
 
 
@@ -94,7 +110,7 @@ def ring_slots(plan: Plan, source: str, target: str, half_batches: int = 1) -> i
     received. What is left is the most records of a step that can be on their way at once; waiting
     for room instead could close a circle of waits. Each half-batch in flight is a step.
     """
-    own = [t for t in plan.transfers if (t.source, t.target) == (source, target)]
+    own = [t for t in records_of(plan) if (t.source, t.target) == (source, target)]
     if target == ENGINE:
         return max(1, len(own)) * half_batches
     taken_at = {
@@ -113,19 +129,25 @@ def ring_slots(plan: Plan, source: str, target: str, half_batches: int = 1) -> i
 
 
 def _stages_before(plan: Plan) -> list[set[int]]:
-    """For each stage, all stages that have surely run before: by data, or earlier on its device."""
+    """For each stage, all stages that have surely run before: by data, or earlier in its actor."""
     before: list[set[int]] = []
     latest: dict[str, int] = {}
     produced = {value: stage.number for stage in plan.stages for value in stage.outputs}
     for stage in plan.stages:
         sources = {produced[value] for value in stage.inputs}
-        if stage.device in latest:
-            sources.add(latest[stage.device])
+        actor = plan.actor_of[stage.device]
+        if actor in latest:
+            sources.add(latest[actor])
         before.append(sources.union(*(before[source] for source in sources)))
-        latest[stage.device] = stage.number
+        latest[actor] = stage.number
     return before
 
 
 def used_devices(stages: Sequence[Stage]) -> tuple[str, ...]:
     """Devices with at least one stage, in the order of their first."""
     return tuple(dict.fromkeys(stage.device for stage in stages))
+
+
+def used_actors(plan: Plan) -> tuple[str, ...]:
+    """Actors with at least one stage, in the order of their first."""
+    return tuple(dict.fromkeys(plan.actor_of[name] for name in used_devices(plan.stages)))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from raygraft.graph.graph import Graph
 from raygraft.placement import costs
-from raygraft.placement.devices import ENGINE
+from raygraft.placement.devices import ENGINE, Place
 from raygraft.placement.plan import Stage, Transfer, Unit
 from raygraft.placement.problem import Choice
 
@@ -93,32 +93,45 @@ def _stage(
 
 
 def list_transfers(
-    graph: Graph, stages: Sequence[Stage], node_of: Mapping[str, str]
+    graph: Graph, stages: Sequence[Stage], place_of: Mapping[str, Place]
 ) -> tuple[Transfer, ...]:
-    """What travels: one record from a stage to each other device that needs any of its outputs.
+    """What goes from a stage to each other device that needs any of its outputs.
 
-    `node_of` holds the node of every device, and of the engine. A value goes to a device once,
-    and stays there until its last use.
+    `place_of` holds the place of every device, and of the engine. A value goes to a device once,
+    and stays there until its last use; it goes to an actor once, whose devices share it.
     """
     transfers: list[Transfer] = []
     for stage in stages:
-        wanted: dict[str, list[str]] = {}
-        for value in stage.outputs:
-            readers = [s.device for s in stages if value in s.inputs and s.device != stage.device]
-            if value in graph.results:
-                readers.append(ENGINE)
-            for device in dict.fromkeys(readers):
-                wanted.setdefault(device, []).append(value)
-        for target, values in wanted.items():
-            transfers.append(
-                Transfer(
-                    number=len(transfers),
-                    source_stage=stage.number,
-                    source=stage.device,
-                    target=target,
-                    values=tuple(values),
-                    row_bytes=sum(graph.values[value].row_bytes for value in values),
-                    link=costs.link_between(node_of[stage.device], node_of[target]),
-                )
-            )
+        there: dict[str, set[str]] = {place_of[stage.device].actor: {*stage.outputs}}
+        for target, values in _wanted_of(graph, stages, stage).items():
+            link = costs.link_between(place_of[stage.device], place_of[target])
+            known = there.setdefault(place_of[target].actor, set())
+            new = [value for value in values if value not in known]
+            old = [value for value in values if value in known]
+            known.update(new)
+            for own, kind in ((new, link), (old, costs.SHARED)):
+                if own:
+                    transfers.append(
+                        Transfer(
+                            number=len(transfers),
+                            source_stage=stage.number,
+                            source=stage.device,
+                            target=target,
+                            values=tuple(own),
+                            row_bytes=sum(graph.values[value].row_bytes for value in own),
+                            link=kind,
+                        )
+                    )
     return tuple(transfers)
+
+
+def _wanted_of(graph: Graph, stages: Sequence[Stage], stage: Stage) -> dict[str, list[str]]:
+    """Other devices, and the engine, with those of a stage's outputs that they read."""
+    wanted: dict[str, list[str]] = {}
+    for value in stage.outputs:
+        readers = [s.device for s in stages if value in s.inputs and s.device != stage.device]
+        if value in graph.results:
+            readers.append(ENGINE)
+        for device in dict.fromkeys(readers):
+            wanted.setdefault(device, []).append(value)
+    return wanted

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from raygraft.graph.errors import ConfigurationError
 from raygraft.graph.selectors import Selector
-from raygraft.kernels import DEFAULT_BACKEND, check_backend
+from raygraft.kernels import BACKENDS, DEFAULT_BACKEND, GPU_BACKENDS, check_backend
 from raygraft.placement.devices import ENGINE, DeviceSpec
 from raygraft.placement.rules import AnyRule, Rule
 
@@ -52,22 +52,34 @@ class DeviceConfig(BaseModel):
     memory: Annotated[int | None, BeforeValidator(parse_size), Field(ge=1)] = None
     regions: Annotated[list[str], BeforeValidator(_split_regions)] = []
     node: str | None = None
+    gpu: int | None = Field(None, ge=0)
+    actor: str | None = None
 
     def spec(self) -> DeviceSpec:
         """The device, checked beyond its types. Raises ConfigurationError."""
-        if not _NAME.match(self.name) or self.name == ENGINE:
-            raise ConfigurationError(
-                f"{self.name!r} cannot be a device's name: accepted are letters, digits, - and _, "
-                f"beginning with a letter, and not {ENGINE!r}"
-            )
+        _check_name("a device's name", self.name)
+        if self.actor is not None:
+            _check_name(f"the actor of device {self.name}", self.actor)
         try:
             check_backend(self.backend)
         except ConfigurationError as error:
             raise ConfigurationError(f"device {self.name}: {error}") from None
+        if self.gpu is not None and self.backend in BACKENDS.keys() - {*GPU_BACKENDS}:
+            raise ConfigurationError(
+                f"device {self.name}: gpu={self.gpu}, but backend {self.backend!r} runs on no GPU; "
+                f"of ours {', '.join(GPU_BACKENDS)} does"
+            )
         for item in self.regions:
             Selector.parse(item)
-        regions = tuple(self.regions)
-        return DeviceSpec(self.name, self.backend, self.threads, self.memory, regions, self.node)
+        return DeviceSpec(**{**dict(self), "regions": tuple(self.regions)})
+
+
+def _check_name(what: str, name: str) -> None:
+    if not _NAME.match(name) or name == ENGINE:
+        raise ConfigurationError(
+            f"{name!r} cannot be {what}: accepted are letters, digits, - and _, "
+            f"beginning with a letter, and not {ENGINE!r}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

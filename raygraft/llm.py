@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -24,13 +24,14 @@ from raygraft.completion import Answer, Chunk, Completion
 from raygraft.configuration import Device, Place, parse_device, parse_devices, parse_rules
 from raygraft.graph.errors import RequestError
 from raygraft.graph.graph import Graph
-from raygraft.model import Model, Progress
+from raygraft.graph.operators import DEFAULT_CACHE_TYPE, CacheType
+from raygraft.model import Message, Model, Progress
 from raygraft.placement.devices import ENGINE, DeviceSpec
 from raygraft.placement.plan import Plan
 from raygraft.placement.rules import AnyRule
 from raygraft.planning import check_early, with_named_regions, with_overrides
 from raygraft.replanning import Replanner, Wanted
-from raygraft.text import ChatTemplate
+from raygraft.speeds import Timings, timings_of
 from raygraft.verification import verify_on
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from raygraft.control import Doorkeeper
 
 Prompt = str | Sequence[int]
-Message = Mapping[str, str]
 
 MAX_SEQUENCES = 8
 MAX_ROWS = 256
@@ -51,37 +51,18 @@ def _silent(_: str) -> None:
     pass
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Measured since the model was loaded."""
-
-    load_s: float
-    prefill_tps: float
-    decode_tps: float
-    hops_per_token: int
-    """Records per decode step: between devices, and to the engine."""
-    bytes_per_hop: float
-    """Mean payload of a record with one row."""
-    hop_us: float
-    """Time of a step outside of all stages, per hop: links, waiting and the engine's own work."""
-    device_busy: dict[str, float]
-    """Device -> share of the stepping time that it computed."""
-    cached_tokens: int
-    """Of all prompts: what the cache held already."""
-    half_batches: int
-    """Steps that shared the devices with another one in flight."""
-
-
 class LLM:
     """A model on its devices. Close it, or use it in a `with` block.
 
     `devices` are texts like `--device`'s, mappings with the same keys, or DeviceSpecs; `place`
     maps selectors to devices, the last that matches wins; `regions` names regions of your own, as
     name -> selector; `override_tensor` takes llama.cpp's option. `address` joins a running Ray
-    cluster. `verify` checks what the devices claim before the plan is made, and warns of what they
-    fail in (WithdrawnWarning). At most `max_queue` requests wait. `half_batches` go through the
-    devices at once, or as many as pay. `on_loss` says what happens when a device dies: it is
-    started anew, or the plan is made without it, or all requests fail. `raygraft ctl` finds the
+    cluster. The cache holds numbers of 32 bits, or by `cache_type` of 16 ("f16") or 8 ("q8_0").
+    `verify` checks what the devices claim before the plan is made, and warns of what they fail in
+    (WithdrawnWarning). At most `max_queue` requests wait. `half_batches` go through the devices at
+    once, or as many as pay. `on_loss` says what happens when a device dies: it is started anew, or
+    the plan is made without it, or all requests fail. So many `spares` stand by on each node:
+    processes without weights, which save most of a new actor's start. `raygraft ctl` finds the
     engine by its `name`. `runtime="in-process"` runs the devices as threads without Ray.
     """
 
@@ -98,10 +79,11 @@ class LLM:
         ctx_size: int | None = None,
         max_sequences: int = MAX_SEQUENCES,
         max_rows: int = MAX_ROWS,
-        cache_type: str = "f32",
+        cache_type: CacheType = DEFAULT_CACHE_TYPE,
         max_queue: int | None = None,
         half_batches: int | None = None,
         on_loss: OnLoss = "replace",
+        spares: int = 0,
         name: str | None = None,
         verify: bool = False,
         progress: Progress = _silent,
@@ -120,7 +102,7 @@ class LLM:
         check_early(graph, rules, specs)
         self._metrics: EngineMetrics | None = None
         self._doorkeeper: Doorkeeper | None = None
-        fleet = _start_fleet(specs, runtime, address, progress)
+        fleet = _start_fleet(specs, runtime, address, progress, spares)
         try:
             self.verification: Results = {}
             if verify:
@@ -137,7 +119,6 @@ class LLM:
             )
             plan, planned = first_plan(fleet, on_loss, self._replanner)
             self.tokenizer = self.model.tokenizer
-            self._template = ChatTemplate.for_tokenizer(self.tokenizer)
             self._engine = Engine(
                 plan,
                 planned,
@@ -300,10 +281,7 @@ class LLM:
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
         """A conversation as token ids, by the model's own chat template."""
-        text = self._template.render(messages)
-        bos = self.tokenizer.bos_id
-        begins = bos is not None and text.startswith(self.tokenizer.token_bytes(bos).decode())
-        return self.tokenizer.encode(text, add_special=not begins)
+        return self.model.encode_chat(messages)
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Completion:
         """Answer a conversation of messages with `role` and `content`."""
@@ -325,22 +303,7 @@ class LLM:
 
     def timings(self) -> Timings:
         """Speeds and hops so far."""
-        t, hops = self._engine.timings, self.plan.hops
-        counters = self._fleet.counters()
-        total = t.prefill_seconds + t.decode_seconds
-        steps = max((c.steps for c in counters.values()), default=0)
-        outside = total - sum(c.run_seconds for c in counters.values())
-        return Timings(
-            load_s=self._load_seconds,
-            prefill_tps=_rate(t.prefill_tokens, t.prefill_seconds),
-            decode_tps=_rate(t.decode_tokens, t.decode_seconds),
-            hops_per_token=hops,
-            bytes_per_hop=sum(transfer.row_bytes for transfer in self.plan.transfers) / hops,
-            hop_us=max(0.0, 1e6 * _rate(outside, steps * hops)),
-            device_busy={name: _rate(c.run_seconds, total) for name, c in counters.items()},
-            cached_tokens=self._engine.scheduler.cached_tokens,
-            half_batches=t.half_batches,
-        )
+        return timings_of(self._engine, self._load_seconds)
 
     def start_trace(self) -> None:
         """Record from now on what the engine and each device do when."""
@@ -353,7 +316,7 @@ class LLM:
         return timeline_of(self.plan, tracks)
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return self.model.encode(prompt) if isinstance(prompt, str) else list(prompt)
 
     def _answer(
         self,
@@ -379,15 +342,15 @@ def _rules(place: Place | Sequence[AnyRule] | None) -> tuple[AnyRule, ...]:
     return parse_rules(place)  # type: ignore[arg-type]
 
 
-def _rate(amount: float, seconds: float) -> float:
-    return amount / seconds if seconds else 0.0
-
-
 def _start_fleet(
-    specs: tuple[DeviceSpec, ...], runtime: str, address: str | None, progress: Progress
+    specs: tuple[DeviceSpec, ...],
+    runtime: str,
+    address: str | None,
+    progress: Progress,
+    spares: int,
 ) -> Fleet:
     if runtime == "in-process":
         return InProcessFleet(specs)
     from raygraft.actors.ray_fleet import RayFleet  # noqa: PLC0415  # Ray takes a second to import
 
-    return RayFleet(specs, address, progress)
+    return RayFleet(specs, address, progress, spares)

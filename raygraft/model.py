@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
+from raygraft.actors.request import check_prompt
 from raygraft.demo_model import demo_model_path
 from raygraft.graph.architectures import build_graph
 from raygraft.graph.capability import Limits
 from raygraft.graph.errors import ModelFileError, RequestError
 from raygraft.graph.gguf_file import ModelFile
 from raygraft.graph.graph import Graph
-from raygraft.text import Tokenizer
+from raygraft.graph.operators import CACHE_TYPES
+from raygraft.text import ChatTemplate, Tokenizer
 
 Progress = Callable[[str], None]
+Message = Mapping[str, str]
 
 
 def _silent(_: str) -> None:
@@ -34,6 +38,29 @@ class Model:
         except ModelFileError as error:
             raise ModelFileError(f"{self.file.path}: {error}") from error
 
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate.for_tokenizer(self.tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        """A text as token ids."""
+        return self.tokenizer.encode(text)
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """A conversation as token ids, by the model's own chat template."""
+        text = self._template.render(messages)
+        bos = self.tokenizer.bos_id
+        begins = bos is not None and text.startswith(self.tokenizer.token_bytes(bos).decode())
+        return self.tokenizer.encode(text, add_special=not begins)
+
+    def check_prompt(self, prompt: Sequence[int], ctx_size: int | None = None) -> None:
+        """Refuse, before any device is started, what no plan for this file can serve.
+
+        `ctx_size` is the one that the model will be loaded with. Raises RequestError.
+        """
+        context = ctx_size or self.graph.dimensions.context
+        check_prompt(prompt, context, self.graph.dimensions.vocabulary)
+
     def limits(
         self, *, ctx_size: int | None, max_sequences: int, max_rows: int, cache_type: str
     ) -> Limits:
@@ -43,6 +70,10 @@ class Model:
             raise RequestError(
                 f"a context of {ctx_size} tokens was asked for; "
                 f"the model was trained for 1 to {trained}"
+            )
+        if cache_type not in CACHE_TYPES:
+            raise RequestError(
+                f"cache_type is {cache_type!r}; accepted are {', '.join(CACHE_TYPES)}"
             )
         if max_sequences < 1 or max_rows < max_sequences:
             raise RequestError(

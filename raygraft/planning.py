@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from raygraft.actors.fleet import Fleet
 from raygraft.actors.part import Questions
 from raygraft.graph.capability import Limits
-from raygraft.graph.errors import ConfigurationError
+from raygraft.graph.errors import ConfigurationError, PlanError
 from raygraft.graph.graph import Graph
 from raygraft.graph.patterns import with_found
 from raygraft.graph.selectors import Selector
@@ -70,6 +70,8 @@ def plan_on(
     """
     asked = fleet.profiles(Questions(graph, limits))
     profiles = tuple(profile for profile in asked if profile.name not in drained)
+    if not profiles:
+        raise PlanError("there is no device left to plan with")
     for profile in profiles:
         graph = with_found(graph, profile.found)
     plan = make_plan(

@@ -26,8 +26,9 @@ class Wanted:
     """Devices that are to be left alone."""
 
     def with_rules(self, more: Sequence[AnyRule]) -> Wanted:
-        """Later rules win."""
-        return replace(self, rules=(*self.rules, *more))
+        """Later rules win; one that is there already comes last again."""
+        before = [rule for rule in self.rules if rule not in more]
+        return replace(self, rules=(*before, *more))
 
     def without(self, device: str) -> Wanted:
         """Raises ConfigurationError for a device that is not there."""

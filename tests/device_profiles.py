@@ -23,6 +23,7 @@ def device(
     threads: int = 1,
     regions: tuple[str, ...] = (),
     node: str = "",
+    actor: str = "",
     asked: bool = True,
     verdicts: Mapping[Signature, Verdict] | None = None,
 ) -> DeviceProfile:
@@ -39,6 +40,7 @@ def device(
         },
         regions=regions,
         node=node,
+        actor=actor,
         asked=asked,
     )
 

@@ -10,16 +10,17 @@ from raygraft.placement.plan import Plan, Transfer
 from raygraft.placement.schedule import (
     StageTurn,
     control_slots,
+    records_of,
     ring_slots,
     schedule_of,
-    used_devices,
+    used_actors,
 )
 
 Pair = tuple[str, str]
 Action = tuple[str, Pair, Any]
-"""("send" or "receive", (source, target), what is sent)."""
+"""("send" or "receive", (source, target), what is sent). Both are actors, or the engine."""
 Choice = Callable[[Sequence[str]], str]
-"""Which of the devices that can go on does so."""
+"""Which of the actors that can go on does so."""
 Rounds = Sequence[Sequence[bool]]
 """For each round its half-batches: whether they have rows."""
 
@@ -30,7 +31,7 @@ class DeadlockError(AssertionError):
 
 @dataclass
 class Simulation:
-    """What happened: per pair of devices, the records in the order of sending and receiving."""
+    """What happened: per pair of actors, the records in the order of sending and receiving."""
 
     sent: dict[Pair, list[Any]]
     received: dict[Pair, list[Any]]
@@ -45,16 +46,16 @@ def simulate(
     rounds: Rounds = ((True,), (True,)),
     slots: Callable[[Pair], int] | None = None,
 ) -> Simulation:
-    """Run some rounds. Raises DeadlockError, or AssertionError when a device lacks a value."""
+    """Run some rounds. Raises DeadlockError, or AssertionError when an actor lacks a value."""
     most = max(map(len, rounds))
-    devices = used_devices(plan.stages)
-    pairs = dict.fromkeys((transfer.source, transfer.target) for transfer in plan.transfers)
+    actors = used_actors(plan)
+    pairs = dict.fromkeys((transfer.source, transfer.target) for transfer in records_of(plan))
     room = {pair: slots(pair) if slots else ring_slots(plan, *pair, most) for pair in pairs}
-    room |= {(ENGINE, device): control_slots(most) for device in devices}
+    room |= {(ENGINE, actor): control_slots(most) for actor in actors}
     rings: dict[Pair, deque[Any]] = {pair: deque() for pair in room}
     result = Simulation({pair: [] for pair in room}, {pair: [] for pair in room})
-    running = {name: _device(plan, name, rounds) for name in devices}
-    running[ENGINE] = _engine(plan, devices, rounds)
+    running = {name: _actor(plan, name, rounds) for name in actors}
+    running[ENGINE] = _engine(plan, actors, rounds)
     pending = {name: next(actor) for name, actor in running.items()}
 
     def can_go_on(name: str) -> bool:
@@ -84,8 +85,8 @@ def simulate(
     return result
 
 
-def _device(plan: Plan, name: str, rounds: Rounds) -> Iterator[Action]:
-    """What a device's resident loop does, without computing."""
+def _actor(plan: Plan, name: str, rounds: Rounds) -> Iterator[Action]:
+    """What an actor's resident loop does, without computing."""
     schedule = schedule_of(plan, name)
     values: dict[int, set[str]] = {}
     for halves in rounds:
@@ -123,16 +124,16 @@ def _turn(
     own.difference_update(turn.forget)
 
 
-def _engine(plan: Plan, devices: Sequence[str], rounds: Rounds) -> Iterator[Action]:
+def _engine(plan: Plan, actors: Sequence[str], rounds: Rounds) -> Iterator[Action]:
     """Headers in turn, each as soon as the half-batch's last result is back."""
-    (result,) = (transfer for transfer in plan.transfers if transfer.target == ENGINE)
+    (result,) = (transfer for transfer in records_of(plan) if transfer.target == ENGINE)
     in_flight: deque[tuple[int, int]] = deque()
     step = 0
     for halves in rounds:
         for index, has_rows in enumerate(halves):
             while any(other == index for _, other in in_flight):
                 yield from _result(result, in_flight)
-            for name in devices:
+            for name in actors:
                 yield "send", (ENGINE, name), (step, has_rows)
             if has_rows:
                 in_flight.append((step, index))

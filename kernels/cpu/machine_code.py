@@ -2,8 +2,8 @@
 
 The key of an object is what the code is written from (its name and the sources that write it), the
 processor, and LLVM's version: writing LLVM code from Python takes as long as many a model's load.
-Like Numba's cache (`raygraft.kernels.compiled`) it lies under `compiled`, and is safe for processes
-that write at once: a file appears whole or not at all.
+Like Numba's cache (`raygraft.kernels.compiled`) it lies under `compiled`, within the same bound,
+and is safe for processes that write at once: a file appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from llvmlite import ir
 from numba.core import config
 from numpy.typing import NDArray
 
-from raygraft.kernels.compiled import cache_folder, content_key
+from raygraft.kernels.compile_cache import cache_folder, compiling, found_or_missed, used
+from raygraft.kernels.compiled import content_key
 
 _engines: list[llvm.ExecutionEngine] = []
 """They own the code; functions live as long as the process."""
@@ -44,20 +45,26 @@ def compile_module(
     )
     words = (title, _sources(), name, features, llvmlite.__version__)
     path = cache_folder() / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:32]}.o"
-    found = _read(path)
+    with compiling():
+        found = found_or_missed(lambda: _read(path))
+        if found is None:
+            found = _compile(write(), machine)
+            _write(path, found)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_EMPTY), machine)
-    if found is None:
-        parsed = llvm.parse_assembly(str(write()))
-        options = llvm.create_pipeline_tuning_options(speed_level=3)
-        llvm.create_pass_builder(machine, options).getModulePassManager().run(
-            parsed, llvm.create_pass_builder(machine, options)
-        )
-        found = machine.emit_object(parsed)
-        _write(path, found)
     engine.add_object_file(llvm.ObjectFileRef.from_data(found))
     engine.finalize_object()
     _engines.append(engine)
     return np.array([engine.get_function_address(each) for each in functions], np.int64)
+
+
+def _compile(module: ir.Module, machine: llvm.TargetMachine) -> bytes:
+    parsed = llvm.parse_assembly(str(module))
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    llvm.create_pass_builder(machine, options).getModulePassManager().run(
+        parsed, llvm.create_pass_builder(machine, options)
+    )
+    found: bytes = machine.emit_object(parsed)
+    return found
 
 
 _EMPTY = ""
@@ -74,9 +81,11 @@ def _sources() -> str:
 
 def _read(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
+        found = path.read_bytes()
     except OSError:
         return None
+    used(path)
+    return found
 
 
 def _write(path: Path, data: bytes) -> None:

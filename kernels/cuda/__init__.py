@@ -13,6 +13,7 @@
 | `buffers.py` | where a step's values lie, and in which form                            |
 | `rows.py`, `products.py`, `attention.py` | launches of each kind                       |
 | `launches.py`| a whole program as launches                                             |
-| `runner.py`  | a loaded subgraph: graphs captured once, replayed per step              |
+| `unit.py`    | a loaded subgraph: weights, caches, launches from address to address    |
+| `runner.py`  | units that follow each other: graphs captured once, replayed per step   |
 | `backend.py` | the backend's class                                                     |
 """

@@ -13,8 +13,9 @@ from raygraft.graph.tensors import WeightForm, WeightSlice, WeightSource
 from raygraft.kernels.base import Backend, BackendOptions, Description, Runner
 from raygraft.kernels.cuda.attention import LARGEST_HEAD
 from raygraft.kernels.cuda.gpu import Gpu
-from raygraft.kernels.cuda.runner import CudaRunner, Shared
+from raygraft.kernels.cuda.runner import CudaRunner
 from raygraft.kernels.cuda.sampling import LARGEST_VOCABULARY
+from raygraft.kernels.cuda.unit import CudaUnit, Shared
 from raygraft.kernels.cuda.weights import (
     Floats,
     Weight,
@@ -41,10 +42,14 @@ class CudaBackend(Backend):
     """One NVIDIA GPU: weights in their own quantisation, sums in float32."""
 
     def __init__(self, options: BackendOptions) -> None:
-        """Raises ConfigurationError when there is no CuPy, or no GPU that can be used."""
+        """Raises ConfigurationError when there is no CuPy, or no such GPU that can be used.
+
+        Backends of one actor on one GPU share its stream, their buffers and the step.
+        """
         super().__init__(options)
-        self._gpu = Gpu()
-        self.shared = Shared(self._gpu)
+        number = options.gpu
+        self.shared = options.commons.get(("cuda", number), lambda: Shared(Gpu(number)))
+        self._gpu = self.shared.gpu
         self._source: WeightSource | None = None
         self._loaded: dict[WeightSlice, Weight] = {}
         self._tables: dict[object, Any] = {}
@@ -99,7 +104,7 @@ class CudaBackend(Backend):
             tables = {op.name: self._table(op, own[op.name], limits) for op in ropes}
             self._gpu.stream.synchronize()
             self._gpu.cupy.get_default_memory_pool().free_all_blocks()
-        return CudaRunner(self.shared, subgraph, own, tables, limits)
+        return CudaRunner(self.shared, [CudaUnit(self.shared, subgraph, own, tables, limits)])
 
     def _weights_of(self, op: Operator, weights: WeightSource) -> dict[str, Weight]:
         found: dict[str, Weight] = {}

@@ -19,6 +19,7 @@ OLDEST = (8, 0)
 """Compute capability that the kernels need: tensor cores for halves, and asynchronous copies."""
 HOPPER = (9, 0)
 _OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+_OUT_OF_MEMORY = 2
 _DEFAULT_SHARED = 32 * 1024  # 48 KiB less what kernels declare themselves
 
 Kernel = int
@@ -69,8 +70,14 @@ class Gpu:
         """Raises ConfigurationError when there is none that can be used."""
         self.cupy = import_cupy()
         self.number = number
-        self.device = self.cupy.cuda.Device(number)
         runtime = self.cupy.cuda.runtime
+        count = runtime.getDeviceCount()
+        if number >= count:
+            raise ConfigurationError(
+                f"backend 'cuda' finds no GPU {number}: this machine has "
+                f"{'GPU 0' if count == 1 else f'GPUs 0 to {count - 1}'}"
+            )
+        self.device = self.cupy.cuda.Device(number)
         properties = runtime.getDeviceProperties(number)
         self.name: str = properties["name"].decode()
         self.capability: tuple[int, int] = (properties["major"], properties["minor"])
@@ -103,6 +110,8 @@ class Gpu:
         except self.cupy.cuda.memory.OutOfMemoryError as error:
             raise CapacityError(self._room(f"out of memory: {error}")) from error
         except errors as error:
+            if error.status == _OUT_OF_MEMORY:  # of what is allocated beside arrays
+                raise CapacityError(self._room(f"out of memory: {error}")) from error
             raise DeviceLostError(f"GPU {self.number} ({self.name}) failed: {error}") from error
 
     def memory(self) -> tuple[int, int]:

@@ -28,6 +28,12 @@ class Arena:
             self.version += 1
         return int(self._slots[slot].data.ptr)
 
+    def forget(self, owner: object) -> None:
+        """Free the slots that were one owner's own; their names begin with it."""
+        for slot in [*self._slots]:
+            if isinstance(slot, tuple) and slot[0] is owner:
+                self._slots.pop(slot, None)
+
 
 def assign_slots(order: Sequence[tuple[frozenset[str], frozenset[str]]]) -> dict[str, int]:
     """Value -> slot; a slot serves again once its value is read for the last time.

@@ -1,153 +1,104 @@
-"""A loaded subgraph: its launches, captured as CUDA graphs and replayed."""
+"""Steps of one subgraph, or of several that follow each other: captured as graphs, replayed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from raygraft.graph.capability import Limits
-from raygraft.graph.graph import Subgraph
-from raygraft.graph.operators import Operator
 from raygraft.graph.step import Step
 from raygraft.kernels.base import Array, Runner, Values
 from raygraft.kernels.cuda import sampling
-from raygraft.kernels.cuda.attention import allocate_cache
 from raygraft.kernels.cuda.buffers import FEW, Counts
-from raygraft.kernels.cuda.fusion import compile_program
-from raygraft.kernels.cuda.gpu import Gpu
-from raygraft.kernels.cuda.launches import Launcher
-from raygraft.kernels.cuda.memory import Arena
-from raygraft.kernels.cuda.step import DeviceStep
-from raygraft.kernels.cuda.weights import PackedMatrix, Weight
+from raygraft.kernels.cuda.unit import CudaUnit, Shared
 from raygraft.kernels.reference.sampling import sample
 
 NOT_GREEDY = 0
 """In place of how many log probabilities are wanted, when rows are not sampled on the GPU."""
 
 
-class Shared:
-    """What all subgraphs of a device use together."""
-
-    def __init__(self, gpu: Gpu) -> None:
-        self.gpu = gpu
-        self.arena = Arena(gpu)
-        self.step = DeviceStep(gpu)
-
-    @property
-    def version(self) -> tuple[int, int]:
-        """Changes when an address does; graphs captured before are void."""
-        return self.arena.version, self.step.version
-
-
 class CudaRunner(Runner):
-    """Runs a subgraph on the GPU; nothing is waited for before its outputs are wanted."""
+    """Runs units on the GPU; nothing is waited for before the last one's outputs are wanted."""
 
     def __init__(
-        self,
-        shared: Shared,
-        subgraph: Subgraph,
-        weights: Mapping[str, Mapping[str, Weight]],
-        tables: Mapping[str, Any],
-        limits: Limits,
+        self, shared: Shared, units: Sequence[CudaUnit], outputs: Collection[str] | None = None
     ) -> None:
-        """`weights` holds each operator's weights by role, `tables` the angles of each `rope`."""
-        self.subgraph = subgraph
+        """Each unit may read what those before it have made; `outputs` are those of the last."""
+        self.units = tuple(units)
         self._shared = shared
         self._gpu = shared.gpu
-        self._cache_type = limits.cache_type
-        self._samples = [op for op in subgraph.operators if op.kind == "sample"]
+        self._values = {n: v for unit in units for n, v in unit.subgraph.values.items()}
+        self._maker = {name: unit for unit in units for name in unit.made}
+        self._samples = [op for unit in units for op in unit.samples]
         sampled = {name for op in self._samples for name in op.outputs}
-        logits = {op.inputs[0]: None for op in self._samples}
-        own = tuple(op for op in subgraph.operators if op.kind != "sample")
-        outputs = [name for name in subgraph.outputs if name not in sampled]
-        made = {name for op in own for name in op.outputs}
-        outputs += [name for name in logits if name in made and name not in outputs]
-        self._stateful: Sequence[Operator] = [op for op in own if op.state is not None]
-        kinds = {op.name: _kind(weights[op.name]["weight"]) for op in own if op.kind == "matmul"}
-        plain = replace(subgraph, operators=own, outputs=tuple(outputs))
-        self.launcher = Launcher(
-            gpu=self._gpu,
-            arena=shared.arena,
-            step=shared.step,
-            program=compile_program(plain, kinds),
-            values=subgraph.values,
-            weights=weights,
-            tables=tables,
-            own=id(self),
-            kept=frozenset((*subgraph.inputs, *outputs)),
-        )
+        self._outputs = tuple(units[-1].subgraph.outputs if outputs is None else outputs)
+        self._fetched = [name for name in self._outputs if name not in sampled]
+        self._reader = {
+            name: unit
+            for unit in reversed(self.units)
+            for name in unit.subgraph.inputs
+            if name not in self._maker
+        }
+        """Inputs, each with the first unit that reads it: there it is copied to."""
         self._graphs: dict[object, Any] = {}
         self._version: tuple[int, int] | None = None
         self._staging: dict[str, Any] = {}
 
+    def leads_to(self, following: Runner) -> bool:
+        """On one GPU, in one actor, addresses are handed on."""
+        return isinstance(following, CudaRunner) and following._shared is self._shared
+
+    def chain(self, following: Sequence[Runner], outputs: Collection[str]) -> CudaRunner:
+        """One graph for all of them."""
+        runners = [self, *(runner for runner in following if isinstance(runner, CudaRunner))]
+        return CudaRunner(
+            self._shared, [unit for runner in runners for unit in runner.units], outputs
+        )
+
     def allocate_state(self, blocks: int, block_size: int) -> None:
         """One paged cache for each attention operator."""
-        with self._gpu.active():
-            self.launcher.attention.caches = {
-                op.name: allocate_cache(self._gpu, op.state, blocks, block_size, self._cache_type)
-                for op in self._stateful
-                if op.state is not None
-            }
+        for unit in self.units:
+            unit.allocate_state(blocks, block_size)
         self._graphs.clear()
 
     def export_state(self, name: str, pages: Sequence[int]) -> tuple[Array, ...] | None:
         """Keys and values of the pages, as they lie in the cache."""
-        cache = self.launcher.attention.caches[name]
-        with self._gpu.active():
-            chosen = self._gpu.cupy.asarray(np.asarray(pages, np.int64))
-            return tuple(part[chosen].get() for part in (cache.keys, cache.values))
+        return self._owner(name).export_state(name, pages)
 
     def import_state(self, name: str, pages: Sequence[int], content: tuple[Array, ...]) -> None:
         """Fill pages with what `export_state` gave."""
-        cache = self.launcher.attention.caches[name]
-        with self._gpu.active():
-            chosen = self._gpu.cupy.asarray(np.asarray(pages, np.int64))
-            for part, own in zip((cache.keys, cache.values), content, strict=True):
-                part[chosen] = self._gpu.cupy.asarray(own)
-            self._gpu.stream.synchronize()
+        self._owner(name).import_state(name, pages, content)
+
+    def _owner(self, state: str) -> CudaUnit:
+        return next(unit for unit in self.units if state in unit.states)
 
     def run(self, step: Step, inputs: Values) -> dict[str, Array]:
         """Compute one step, from and to the host's memory."""
         with self._gpu.active():
             counts = Counts.of(step)
             self._shared.step.upload(step)
-            for name in self.subgraph.inputs:
+            for name, unit in self._reader.items():
                 if self._count(name, counts):
-                    self._copy_in(name, inputs[name], counts)
-            greedy = bool(self._samples) and counts.logits > 0
+                    self._copy_in(name, inputs[name], unit.address(name, counts))
             most = NOT_GREEDY
-            if greedy and sampling.is_greedy(step.sampling):
+            if self._samples and counts.logits and sampling.is_greedy(step.sampling):
                 most = sampling.best_wanted(step.sampling)
             self._replay(counts, most)
             return self._copy_out(step, counts, most, inputs)
 
-    def enqueue(self, counts: Counts, most: int, given: Mapping[str, int]) -> dict[str, int]:
-        """Launch a step that has been uploaded; addresses of the outputs.
-
-        `given` are addresses of inputs that lie on this GPU already. The outputs' memory is the
-        runner's, and is overwritten by its next step.
-        """
-        self.launcher.launch(counts, given)
-        if most:
-            for op in self._samples:
-                logits = given.get(op.inputs[0]) or self.launcher.buffers.floats(op.inputs[0])
-                vocabulary = self.subgraph.values[op.inputs[0]].width
-                sampling.launch_greedy(
-                    self._gpu, self._shared.arena, logits, vocabulary, counts.logits, most
-                )
-        return {
-            name: self.launcher.buffers.floats(name)
-            for name in self.subgraph.outputs
-            if name in self.launcher.buffers.kept
-        }
+    def enqueue(self, counts: Counts, most: int) -> None:
+        """Launch a step that has been uploaded, whose inputs lie where they are copied to."""
+        known = {name: unit.address(name, counts) for name, unit in self._reader.items()}
+        for unit in self.units:
+            given = {name: known[name] for name in unit.subgraph.inputs}
+            known.update(unit.enqueue(counts, most, given))
 
     def _replay(self, counts: Counts, most: int) -> None:
         """Launch as a graph where one was captured; capture one when a step comes again."""
-        if max(counts.tokens, counts.logits) > FEW or not self.launcher.program.order:
-            self.enqueue(counts, most, {})
+        empty = not any(unit.launcher.program.order for unit in self.units)
+        if max(counts.tokens, counts.logits) > FEW or empty:
+            self.enqueue(counts, most)
             return
         if self._version != self._shared.version:
             self._graphs.clear()
@@ -157,16 +108,16 @@ class CudaRunner(Runner):
             graph.launch(self._gpu.stream)
             return
         if key in self._graphs:  # a second time: all is compiled, and all buffers are there
-            graph = self.capture(lambda: self.enqueue(counts, most, {}))
+            graph = self.capture(lambda: self.enqueue(counts, most))
             graph.launch(self._gpu.stream)
         else:
-            self.enqueue(counts, most, {})
+            self.enqueue(counts, most)
         if self._version != self._shared.version:
             self._graphs.clear()
             self._version = self._shared.version
         self._graphs[key] = graph
 
-    def capture(self, launch: Any) -> Any:
+    def capture(self, launch: Callable[[], object]) -> Any:
         """The launches of a call as a graph."""
         stream = self._gpu.stream
         stream.begin_capture()
@@ -178,12 +129,7 @@ class CudaRunner(Runner):
         return stream.end_capture()
 
     def _count(self, name: str, counts: Counts) -> int:
-        return counts.logits if self.subgraph.values[name].rows == "logits" else counts.tokens
-
-    def _address(self, name: str, counts: Counts) -> int:
-        """Of an input or output in a step of so many rows."""
-        self.launcher.buffers.start(counts, {})
-        return self.launcher.buffers.floats(name)
+        return counts.logits if self._values[name].rows == "logits" else counts.tokens
 
     def _pinned(self, name: str, size: int) -> Array:
         """Host memory of a value that the GPU copies to or from by itself."""
@@ -194,11 +140,11 @@ class CudaRunner(Runner):
         staging: Array = found[:size]
         return staging
 
-    def _copy_in(self, name: str, values: Array, counts: Counts) -> None:
+    def _copy_in(self, name: str, values: Array, address: int) -> None:
         staging = self._pinned(name, values.nbytes)
         staging.view(values.dtype).reshape(values.shape)[...] = values
         self._gpu.cupy.cuda.runtime.memcpyAsync(
-            self._address(name, counts), staging.ctypes.data, staging.nbytes,
+            address, staging.ctypes.data, staging.nbytes,
             self._gpu.cupy.cuda.runtime.memcpyHostToDevice, self._gpu.stream.ptr,
         )  # fmt: skip
 
@@ -212,20 +158,19 @@ class CudaRunner(Runner):
         return staging
 
     def _copy_out(self, step: Step, counts: Counts, most: int, inputs: Values) -> dict[str, Array]:
-        values = self.subgraph.values
-        wanted = [name for name in self.subgraph.outputs if name in self.launcher.buffers.kept]
-        if self._samples and not most:
+        wanted = [*self._fetched]
+        if not most:
             wanted += [op.inputs[0] for op in self._samples if op.inputs[0] not in inputs]
         found: dict[str, Array] = {}
         for name in dict.fromkeys(wanted):
-            rows = self._count(name, counts)
-            shape, dtype = (rows, values[name].width), np.dtype(values[name].dtype)
+            rows, value = self._count(name, counts), self._values[name]
+            shape, dtype = (rows, value.width), np.dtype(value.dtype)
             if not rows:
                 found[name] = np.empty(shape, dtype)
                 continue
-            size = rows * values[name].row_bytes
-            address = self._address(name, counts)
-            found[name] = self._fetch(name, address, size).view(dtype).reshape(shape)
+            address = self._maker[name].address(name, counts)
+            found[name] = self._fetch(name, address, rows * value.row_bytes)
+            found[name] = found[name].view(dtype).reshape(shape)
         samples: Array | None = None
         if most:
             size = 8 * counts.logits * (1 + most)
@@ -240,8 +185,4 @@ class CudaRunner(Runner):
                 name = op.inputs[0]
                 sampled = sample(inputs[name] if name in inputs else results[name], step.sampling)
             results.update(zip(op.outputs, sampled, strict=True))
-        return {name: results[name] for name in self.subgraph.outputs}
-
-
-def _kind(weight: Weight) -> str:
-    return weight.format.name if isinstance(weight, PackedMatrix) else "F32"
+        return {name: results[name] for name in self._outputs}

@@ -15,6 +15,7 @@ from raygraft.cli import options as o
 from raygraft.cli.report import progress
 from raygraft.configuration import Configuration
 from raygraft.graph.errors import ConfigurationError
+from raygraft.graph.operators import DEFAULT_CACHE_TYPE, CacheType
 from raygraft.kernels.base import Description
 from raygraft.kernels.host import processor_name
 from raygraft.llm import LLM, MAX_ROWS
@@ -23,11 +24,11 @@ from raygraft.placement.costs import size
 from raygraft.placement.schedule import used_devices
 
 _TESTS = "Tests"
-CACHE_TYPE = "f32"
 
 
 def bench(
     model: o.ModelOption = None,
+    cache_type: o.CacheTypeOption = DEFAULT_CACHE_TYPE,
     n_prompt: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,8 +117,8 @@ def bench(
     with progress() as say:
         loaded = Model(model, say)
         for settings in setups:
-            with _load(loaded, settings, workloads, ubatch_size, address, say) as llm:
-                frame = _frame(llm, settings, ubatch_size)
+            with _load(loaded, settings, workloads, ubatch_size, cache_type, address, say) as llm:
+                frame = _frame(llm, settings, ubatch_size, cache_type)
                 for workload in workloads:
                     say(f"{workload.name}, {workload.batch} at once")
                     samples = _measure(llm, workload, repetitions, not no_warmup)
@@ -145,6 +146,7 @@ def _load(
     settings: Configuration,
     workloads: Sequence[Workload],
     max_rows: int,
+    cache_type: CacheType,
     address: str | None,
     say: Progress,
 ) -> LLM:
@@ -159,7 +161,7 @@ def _load(
         ctx_size=max(workload.context for workload in workloads),
         max_sequences=sequences,
         max_rows=max(max_rows, sequences),
-        cache_type=CACHE_TYPE,
+        cache_type=cache_type,
         progress=say,
     )
 
@@ -170,7 +172,9 @@ def _measure(llm: LLM, workload: Workload, repetitions: int, warm: bool) -> Samp
     return Samples(workload, tuple(time_workload(llm, workload) for _ in range(repetitions)))
 
 
-def _frame(llm: LLM, settings: Configuration, max_rows: int) -> dict[str, Any]:
+def _frame(
+    llm: LLM, settings: Configuration, max_rows: int, cache_type: CacheType
+) -> dict[str, Any]:
     """What all rows of one loading share; names as in llama-bench where it has them."""
     file = llm.model.file
     summary = ModelSummary.of(file)
@@ -186,8 +190,8 @@ def _frame(llm: LLM, settings: Configuration, max_rows: int) -> dict[str, Any]:
         "model_n_params": summary.parameters,
         "n_ubatch": max_rows,
         "n_threads": sum(what.threads for what in used.values()),
-        "type_k": CACHE_TYPE,
-        "type_v": CACHE_TYPE,
+        "type_k": cache_type,
+        "type_v": cache_type,
         "test_time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "devices": [_device(name, what) for name, what in used.items()],
         "rules": [*(f"-ot {text}" for text in settings.override_tensor), *map(str, settings.rules)],

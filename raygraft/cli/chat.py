@@ -15,33 +15,21 @@ import typer
 
 from raygraft.actors.request import SamplingParams
 from raygraft.cli import options as o
-from raygraft.cli.report import err, progress
+from raygraft.cli.groups import Loading, Sampling, grouped
+from raygraft.cli.report import err
 from raygraft.graph.errors import RequestError
 from raygraft.llm import LLM
+from raygraft.model import Model
 
 
+@grouped
 def chat(
+    loading: Loading,
+    sampling: Sampling,
     system: Annotated[
         str | None, typer.Option("--system", help="A system message to begin with.")
     ] = None,
-    model: o.ModelOption = None,
-    ctx_size: o.ContextOption = None,
     n_predict: o.PredictOption = 512,
-    temp: o.TemperatureOption = 0.8,
-    top_k: o.TopKOption = 40,
-    top_p: o.TopPOption = 0.95,
-    min_p: o.MinPOption = 0.05,
-    repeat_penalty: o.RepeatPenaltyOption = 1.0,
-    seed: o.SeedOption = -1,
-    device: o.DeviceOption = None,
-    devices: o.DevicesOption = None,
-    place: o.PlaceOption = None,
-    region: o.RegionOption = None,
-    override_tensor: o.OverrideOption = None,
-    threads: o.ThreadsOption = None,
-    address: o.AddressOption = None,
-    on_loss: o.OnLossOption = "replace",
-    name: o.NameOption = None,
     as_json: o.JsonOption = False,
 ) -> None:
     """Talk with a model, by its own chat template.
@@ -49,30 +37,14 @@ def chat(
     A line is a message. Ctrl-C ends an answer, Ctrl-D or /exit the conversation, /clear forgets
     it. With --json the whole conversation is printed at the end.
     """
-    params = SamplingParams(
-        temperature=temp,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repeat_penalty,
-        seed=None if seed < 0 else seed,
-        max_tokens=None if n_predict < 0 else n_predict,
-    )
-    settings = o.configuration(devices, device, place, threads, region, override_tensor)
-    with progress(quiet=as_json) as say:
-        llm = LLM(
-            model,
-            devices=settings.devices,
-            place=settings.rules,
-            regions=settings.regions,
-            override_tensor=settings.override_tensor,
-            address=address,
-            ctx_size=ctx_size,
-            on_loss=on_loss,
-            name=name,
-            progress=say,
-        )
+    params = sampling.params(n_predict)
     opening = [{"role": "system", "content": system}] if system else []
+
+    def check(model: Model) -> None:
+        if opening:
+            model.check_prompt(model.encode_chat(opening), loading.ctx_size)
+
+    llm = loading.load(check, quiet=as_json)
     messages = list(opening)
     with llm:
         while (line := _read_line()) is not None:

@@ -16,7 +16,9 @@ from raygraft.actors.in_process import InProcessFleet
 from raygraft.cli import options as o
 from raygraft.cli.report import err, memory_bar, out, print_plan, progress
 from raygraft.configuration import Configuration
+from raygraft.graph.capability import Limits
 from raygraft.graph.errors import ConfigurationError
+from raygraft.graph.operators import DEFAULT_CACHE_TYPE
 from raygraft.graph.selectors import Selector
 from raygraft.llm import MAX_ROWS, MAX_SEQUENCES
 from raygraft.model import Model, Progress
@@ -34,6 +36,7 @@ DECLARED = "The devices were not asked: their answers are declared ones."
 def plan(
     model: o.ModelOption = None,
     ctx_size: o.ContextOption = None,
+    cache_type: o.CacheTypeOption = DEFAULT_CACHE_TYPE,
     device: o.DeviceOption = None,
     devices: o.DevicesOption = None,
     place: o.PlaceOption = None,
@@ -68,7 +71,13 @@ def plan(
     settings = o.configuration(devices, device, place, threads, region, override_tensor)
     with progress(quiet=as_json) as say:
         loaded = Model(model, say)
-        made, problem = _make(loaded, settings, ctx_size, address, say)
+        limits = loaded.limits(
+            ctx_size=ctx_size,
+            max_sequences=MAX_SEQUENCES,
+            max_rows=MAX_ROWS,
+            cache_type=cache_type,
+        )
+        made, problem = _make(loaded, settings, limits, ctx_size, address, say)
     rows = Rows(made, problem)
     asked_about = Selector.parse(why).operators(problem.graph) if why else frozenset()
     about = [atom.name for atom in problem.atoms if not asked_about.isdisjoint(atom.operators)]
@@ -87,20 +96,21 @@ def plan(
     print_plan(made, problem.graph)
     out.print()
     for use in made.devices:
-        where = f"{use.type} on {use.node}" if use.node else use.type
-        out.print(f"{use.device} ({where}): {memory_bar(use)}", markup=False)
+        out.print(f"{use.device} ({made.where(use)}): {memory_bar(use)}", markup=False)
     if reasons:
         out.print()
         out.print(_reasons(rows, folded=not unfolded))
 
 
 def _make(
-    model: Model, settings: Configuration, ctx_size: int | None, address: str | None, say: Progress
+    model: Model,
+    settings: Configuration,
+    limits: Limits,
+    ctx_size: int | None,
+    address: str | None,
+    say: Progress,
 ) -> tuple[Plan, Problem]:
     """The plan, and what it answers."""
-    limits = model.limits(
-        ctx_size=ctx_size, max_sequences=MAX_SEQUENCES, max_rows=MAX_ROWS, cache_type="f32"
-    )
     graph = with_named_regions(model.graph, settings.regions)
     rules = with_overrides(graph, settings.rules, settings.override_tensor, settings.devices)
     fleet: Fleet

@@ -51,11 +51,13 @@ def print_plan(plan: Plan, graph: Graph) -> None:
 
 def plan_line(plan: Plan) -> str:
     """Hops, bytes and context in one line."""
-    nbytes = sum(transfer.row_bytes for transfer in plan.transfers)
-    links = sorted({transfer.link for transfer in plan.transfers})
+    nbytes = sum(transfer.row_bytes for transfer in plan.records)
+    links = sorted({transfer.link for transfer in plan.records})
     hops = "1 hop" if plan.hops == 1 else f"{plan.hops} hops"
+    shared = len(plan.transfers) - plan.hops
+    beside = f", {shared} handed on inside of actors" if shared else ""
     return (
-        f"{hops} a token ({' and '.join(links)}), {size(nbytes)} in all; "
+        f"{hops} a token ({' and '.join(links)}), {size(nbytes)} in all{beside}; "
         f"context {plan.limits.context} tokens, {plan.cache_blocks} cache pages of "
         f"{plan.block_size}"
     )

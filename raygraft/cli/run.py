@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,27 +12,23 @@ import typer
 from raygraft.actors.request import SamplingParams
 from raygraft.actors.timeline import check_path
 from raygraft.cli import options as o
-from raygraft.cli.report import err, out, plan_line, print_plan, progress
+from raygraft.cli.groups import Loading, Sampling, grouped
+from raygraft.cli.report import err, out, plan_line, print_plan
 from raygraft.completion import Completion
 from raygraft.graph.errors import ConfigurationError
-from raygraft.llm import LLM, Timings
-from raygraft.verification import print_warnings_as_lines
+from raygraft.llm import LLM
+from raygraft.speeds import Timings
 
 
+@grouped
 def run(
+    loading: Loading,
+    sampling: Sampling,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="The prompt.")] = None,
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="Read the prompt from a file.")
     ] = None,
-    model: o.ModelOption = None,
-    ctx_size: o.ContextOption = None,
     n_predict: o.PredictOption = 128,
-    temp: o.TemperatureOption = 0.8,
-    top_k: o.TopKOption = 40,
-    top_p: o.TopPOption = 0.95,
-    min_p: o.MinPOption = 0.05,
-    repeat_penalty: o.RepeatPenaltyOption = 1.0,
-    seed: o.SeedOption = -1,
     stop: Annotated[
         list[str] | None, typer.Option("--stop", help="A text that ends the answer, repeated.")
     ] = None,
@@ -41,16 +36,6 @@ def run(
         int | None,
         typer.Option("--logprobs", min=0, help="With --json: so many log probabilities a token."),
     ] = None,
-    device: o.DeviceOption = None,
-    devices: o.DevicesOption = None,
-    place: o.PlaceOption = None,
-    region: o.RegionOption = None,
-    override_tensor: o.OverrideOption = None,
-    threads: o.ThreadsOption = None,
-    address: o.AddressOption = None,
-    verify: o.VerifyOption = False,
-    on_loss: o.OnLossOption = "replace",
-    name: o.NameOption = None,
     show_plan: Annotated[
         bool, typer.Option("--show-plan", help="Print the plan above the answer.")
     ] = False,
@@ -75,33 +60,10 @@ def run(
     text = _prompt(prompt, file)
     if trace is not None:
         check_path(trace)
-    params = SamplingParams(
-        temperature=temp,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repeat_penalty,
-        seed=None if seed < 0 else seed,
-        max_tokens=None if n_predict < 0 else n_predict,
-        stop=tuple(stop or ()),
-        logprobs=logprobs,
+    params = sampling.params(n_predict, stop=tuple(stop or ()), logprobs=logprobs)
+    llm = loading.load(
+        lambda model: model.check_prompt(model.encode(text), loading.ctx_size), quiet=as_json
     )
-    settings = o.configuration(devices, device, place, threads, region, override_tensor)
-    with progress(quiet=as_json) as say, warnings.catch_warnings():
-        print_warnings_as_lines()
-        llm = LLM(
-            model,
-            devices=settings.devices,
-            place=settings.rules,
-            regions=settings.regions,
-            override_tensor=settings.override_tensor,
-            address=address,
-            ctx_size=ctx_size,
-            verify=verify,
-            on_loss=on_loss,
-            name=name,
-            progress=say,
-        )
     with llm:
         if trace is not None:
             llm.start_trace()

@@ -16,6 +16,7 @@ from rich.text import Text
 from raygraft.actors.verification import DEADLINE, Results
 from raygraft.cli import options as o
 from raygraft.cli.report import out, progress
+from raygraft.graph.operators import DEFAULT_CACHE_TYPE
 from raygraft.kernels.verification.checks import CheckResult, Outcome
 from raygraft.llm import MAX_ROWS, MAX_SEQUENCES
 from raygraft.model import Model
@@ -28,6 +29,7 @@ STYLES = {Outcome.OK: "green", Outcome.FAILED: "red", Outcome.UNCHECKED: "yellow
 def verify(
     model: o.ModelOption = None,
     ctx_size: o.ContextOption = None,
+    cache_type: o.CacheTypeOption = DEFAULT_CACHE_TYPE,
     device: o.DeviceOption = None,
     devices: o.DevicesOption = None,
     threads: o.ThreadsOption = None,
@@ -53,7 +55,10 @@ def verify(
         warnings.simplefilter("ignore", WithdrawnWarning)  # the tables say it
         loaded = Model(model, say)
         limits = loaded.limits(
-            ctx_size=ctx_size, max_sequences=MAX_SEQUENCES, max_rows=MAX_ROWS, cache_type="f32"
+            ctx_size=ctx_size,
+            max_sequences=MAX_SEQUENCES,
+            max_rows=MAX_ROWS,
+            cache_type=cache_type,
         )
         fleet = RayFleet(settings.devices, address, say)
         try:

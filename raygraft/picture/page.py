@@ -132,7 +132,7 @@ def plan_page(plan: Plan, problem: Problem) -> str:
         version=raygraft.__version__,
         declared=[use.device for use in plan.devices if not problem.devices[use.device].asked],
         facts=_facts(plan),
-        lanes=[_lane(use, hues[use.device], problem) for use in plan.devices],
+        lanes=[_lane(use, plan.where(use), hues[use.device], problem) for use in plan.devices],
         scenes=[_shown(scene, rows, hues) for scene in scenes],
         details=[_detail(rows, group, hues[group.device]) for group in groups.values()],
         folded_rows=[_entry(row, [], rows) for row in rows.reasons()],
@@ -173,7 +173,7 @@ def counted(number: int, noun: str) -> str:
 def _facts(plan: Plan) -> list[Fact]:
     links = [transfer.link for transfer in plan.transfers]
     kinds = " and ".join(f"{links.count(kind)} {kind}" for kind in sorted(set(links)))
-    nbytes = [transfer.row_bytes for transfer in plan.transfers]
+    nbytes = [transfer.row_bytes for transfer in plan.records]
     computing = sum(use.seconds_per_token for use in plan.devices)
     return [
         Fact("hop a token" if plan.hops == 1 else "hops a token", str(plan.hops), kinds),
@@ -196,14 +196,14 @@ def _used(plan: Plan) -> set[str]:
     return {stage.device for stage in plan.stages}
 
 
-def _lane(use: DeviceUse, hue: float, problem: Problem) -> Lane:
+def _lane(use: DeviceUse, where: str, hue: float, problem: Problem) -> Lane:
     used = {"weights": use.weights, "cache": use.cache, "workspace": use.workspace}
     amounts = used | {"free": use.memory - sum(used.values())}
     whole = max(1, use.memory)
     return Lane(
         name=use.device,
         hue=hue,
-        where=f"{use.type} on {use.node}" if use.node else use.type,
+        where=where,
         asked=problem.devices[use.device].asked,
         stages=counted(use.stages, "stage") if use.stages else "unused",
         memory=size(use.memory),

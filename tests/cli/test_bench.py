@@ -18,7 +18,24 @@ RULES = ("--place", "kind:attention=a", "--place", "kind:ffn=a|b")
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 def test_one_document_with_a_row_for_each_test(raygraft: Command, tiny_model: Path) -> None:
-    tests = ("-p", "16,40", "-n", 4, "-n", 6, "-b", "1,2", "-t", 1, "-r", 3, "-ub", 24)
+    tests = (
+        "-p",
+        "16,40",
+        "-n",
+        4,
+        "-n",
+        6,
+        "-b",
+        "1,2",
+        "-t",
+        1,
+        "-r",
+        3,
+        "-ub",
+        24,
+        "--cache-type",
+        "f16",
+    )
     ended = raygraft("bench", "-m", tiny_model, *tests, "--json")
     assert ended.code == 0
     assert "pp40" in ended.err
@@ -41,6 +58,7 @@ def test_one_document_with_a_row_for_each_test(raygraft: Command, tiny_model: Pa
         assert (row["n_threads"], row["n_ubatch"], row["hops_per_token"]) == (1, 24, 1)
         assert row["model_type"] == "llama F32"
         assert row["model_size"] == 4 * row["model_n_params"]
+        assert row["type_k"] == row["type_v"] == "f16"
         assert row["rules"] == []
         assert row["load_s"] > 0
 

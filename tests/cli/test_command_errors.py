@@ -87,6 +87,15 @@ TWO = ("--device", "a", "--device", "b")
         (("--device", "a:memory=lots"), ("'lots' is no amount of memory", "2GiB")),
         (("--device", "a:backend=tpu"), ("backend 'tpu' is not known", "reference")),
         (("--device", "a:regions=blk.["), ("'blk.['",)),
+        (("--device", "a:backend=cuda,gpu=one"), ("device a: gpu", "integer")),
+        (("--device", "a:backend=cuda,gpu=-1"), ("device a: gpu", "greater than or equal to 0")),
+        (("--device", "a:gpu=1"), ("device a: gpu=1", "'cpu' runs on no GPU", "cuda does")),
+        (("--device", "a:actor=engine"), ("'engine' cannot be the actor of device a",)),
+        ((*TWO, "--device", "c:actor=a"), ("device c: actor=a", "device that lives in another")),
+        (
+            ("--device", "a:actor=x,node=n0", "--device", "b:actor=x,node=n1"),
+            ("device b: actor=x is on node n0 with device a", "this one is on n1"),
+        ),
         (("--device", "1a"), ("'1a' cannot be a device's name",)),
         (("--device", "engine"), ("'engine' cannot be a device's name",)),
         (("--device", "a", "--device", "a"), ("two devices are named 'a'",)),
@@ -103,6 +112,10 @@ TWO = ("--device", "a", "--device", "b")
             ("device a is too small", "rule 1 (model=a)", "need 817 KiB", "it has 100 KiB"),
         ),
         (("-c", "5000"), ("a context of 5000 tokens", "1 to 256")),
+        (
+            ("--cache-type", "q8_0"),
+            ("no device can run", "a q8_0 cache needs keys of a multiple of 32 numbers, not 16"),
+        ),
         (("--devices", "nowhere.yaml"), ("nowhere.yaml: cannot be read",)),
     ],
     ids=" ".join,
@@ -158,6 +171,7 @@ def test_prompts_that_are_not_there(
         (("run", "--temp", "-1"), "--temp"),
         (("plan", "--nonsense"), "--nonsense"),
         (("plan", "--device"), "--device"),
+        (("bench", "--cache-type", "f64"), "'f64' is not one of 'f32', 'f16', 'q8_0'"),
         (("fly",), "fly"),
     ],
 )
@@ -169,22 +183,32 @@ def test_wrong_use(raygraft: Command, arguments: tuple[str, ...], said: str) -> 
     assert said in ended.err
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("-p", "the cat " * 100), ("the prompt has ", "the context holds 256")),
-        (("-p", "the cat sat", "-c", "2"), ("the context holds 2",)),
-        (("-p", ""), ("the prompt is empty",)),
-        (("-p", "a", "--device", "a:node=nowhere"), ("no living node matches node=nowhere",)),
+        (("run", "-p", "the cat " * 100), ("the prompt has ", "the context holds 256")),
+        (("run", "-p", "the cat sat", "-c", "2"), ("the context holds 2",)),
+        (("run", "-p", ""), ("the prompt is empty",)),
+        (("chat", "--system", "Be short. " * 100), ("the prompt has ", "the context holds 256")),
     ],
-    ids=["longer than the model's context", "longer than -c", "empty", "node"],
+    ids=["longer than the model's context", "longer than -c", "empty", "system message"],
 )
-def test_prompts_and_nodes(
-    raygraft: Command, tiny_model: Path, arguments: tuple[str, ...], said: tuple[str, ...]
+def test_prompts_are_refused_before_any_device_is_started(
+    raygraft: Command,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    said: tuple[str, ...],
 ) -> None:
-    refused(raygraft("run", "-m", tiny_model, *arguments), *said)
+    monkeypatch.setattr("raygraft.llm._start_fleet", None)
+    refused(raygraft(*arguments, "-m", tiny_model), *said)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_node_that_is_not_there(raygraft: Command, tiny_model: Path) -> None:
+    arguments = ("-m", tiny_model, "-p", "a", "--device", "a:node=nowhere")
+    refused(raygraft("run", *arguments), "no living node matches node=nowhere")
 
 
 @pytest.mark.process

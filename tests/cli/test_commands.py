@@ -28,6 +28,25 @@ def test_every_command_has_help(raygraft: Command, name: str) -> None:
     assert ended.err == ""
 
 
+@pytest.mark.parametrize("name", ["run", "chat", "plan", "verify", "bench"])
+def test_commands_that_have_a_cache_take_its_type(raygraft: Command, name: str) -> None:
+    said = " ".join(raygraft(name, "-h").out.replace("│", " ").split())
+    assert "--cache-type" in said
+    assert "f32|f16|q8_0" in said
+    assert "f32 takes 4 bytes, f16 2, q8_0 about 1" in said
+    assert "[default: f32]" in said
+
+
+def test_options_in_groups_keep_their_defaults_and_panels(raygraft: Command) -> None:
+    said = {name: raygraft(name, "-h").out for name in ("run", "chat")}
+    for name, tokens in (("run", 128), ("chat", 512)):
+        lines = [line for line in said[name].splitlines() if "--n-predict" in line]
+        assert len(lines) == 1
+        assert f"[default: {tokens}]" in " ".join(said[name].split())
+    for panel in ("Model", "Devices and placement", "Sampling"):
+        assert all(f" {panel} " in text for text in said.values())
+
+
 def test_version(raygraft: Command) -> None:
     ended = raygraft("--version")
     assert ended.code == 0
@@ -76,6 +95,15 @@ def test_plan_as_json_is_all_that_is_printed(raygraft: Command, tiny_model: Path
     assert {transfer["link"] for transfer in plan["transfers"]} == {"ring"}
 
 
+def test_a_narrower_cache_takes_as_much_less(raygraft: Command, tiny_model: Path) -> None:
+    taken = {}
+    for kind in ("f32", "f16"):
+        plan = json.loads(raygraft("plan", "-m", tiny_model, "--cache-type", kind, "--json").out)
+        taken[kind] = sum(use["cache"] for use in plan["devices"])
+        assert plan["limits"]["cache_type"] == kind
+    assert taken["f32"] == 2 * taken["f16"] > 0
+
+
 def test_plan_of_devices_on_other_nodes(raygraft: Command, tiny_model: Path) -> None:
     """A declared plan shows the links of the cluster, not of the machine that it is made on."""
     devices = ("--device", "a:node=host=box-a", "--device", "b:node=host=box-b")
@@ -109,7 +137,7 @@ def test_rules_of_the_command_line_come_after_those_of_the_file(
 @pytest.mark.usefixtures("ray_cluster")
 def test_run_as_json(raygraft: Command, tiny_model: Path) -> None:
     arguments = ("-m", tiny_model, "-p", "the cat", "-n", 5, "--temp", 0, *CUT, *RULES)
-    ended = raygraft("run", *arguments, "--logprobs", 3, "--json")
+    ended = raygraft("run", *arguments, "--cache-type", "f16", "--logprobs", 3, "--json")
     assert (ended.code, ended.err) == (0, "")
     answer = json.loads(ended.out)
     assert isinstance(answer["text"], str)
@@ -124,6 +152,7 @@ def test_run_as_json(raygraft: Command, tiny_model: Path) -> None:
     assert timings["hops_per_token"] == len(answer["plan"]["transfers"]) == 4
     assert timings["bytes_per_hop"] > 0
     assert answer["plan"]["asked"] is True
+    assert answer["plan"]["limits"]["cache_type"] == "f16"
 
 
 @pytest.mark.ray
@@ -142,6 +171,34 @@ def test_run_prints_the_answer_and_says_the_rest_beside(
     shown = raygraft("run", *arguments, "--show-plan")
     assert shown.out.splitlines()[0].startswith("device")
     assert shown.out.endswith(plain.out)
+
+
+SLOW = """
+import time
+
+from raygraft.kernels.compile_cache import compiling, found_or_missed
+from raygraft.kernels.reference.backend import ReferenceBackend
+
+
+class Slow(ReferenceBackend):
+    def load(self, *arguments):
+        with compiling():
+            found_or_missed(lambda: None)
+            time.sleep(4)
+        return super().load(*arguments)
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_run_says_that_a_device_compiles(
+    raygraft: Command, tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    device = f"a:backend={tmp_path / 'slow.py'}:Slow"
+    ended = raygraft("run", "-m", tiny_model, "-p", "the cat", "-n", 1, "--device", device)
+    assert ended.code == 0
+    assert ended.err.count("compiling kernels, once per machine") == 1
 
 
 @pytest.mark.ray

@@ -55,6 +55,9 @@ def test_what_is_no_size(text: str) -> None:
         ({"name": "a", "regions": ["blk.[0-3]"]}, DeviceSpec("a", regions=("blk.[0-3]",))),
         ({"name": "a", "threads": None, "node": None}, DeviceSpec("a")),
         ("box-2_b:backend=reference", DeviceSpec("box-2_b", "reference")),
+        ("a:backend=cuda,gpu=1", DeviceSpec("a", "cuda", gpu=1)),
+        ({"name": "a", "backend": "b.py:B", "gpu": 0}, DeviceSpec("a", "b.py:B", gpu=0)),
+        ("a:actor=both", DeviceSpec("a", actor="both")),
     ],
     ids=str,
 )

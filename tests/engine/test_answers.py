@@ -7,6 +7,7 @@ import pytest
 
 from raygraft import LLM, SamplingParams
 from raygraft.graph.errors import RequestError
+from raygraft.model import Model
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
@@ -84,6 +85,27 @@ def test_what_cannot_be_served_is_refused(llm, prompt, params, message):
     with pytest.raises(RequestError, match=message):
         llm.generate([prompt], SamplingParams(**params))
     assert llm.generate([1, 2], GREEDY)[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "ctx_size", "message"),
+    [
+        ([], None, "the prompt is empty"),
+        ([1] * 256, None, "256 tokens and one more is to be generated, the context holds 256"),
+        ([1] * 64, 64, "the context holds 64"),
+        ([1, 99999], None, "token id 99999; the vocabulary has"),
+    ],
+)
+def test_a_model_refuses_prompts_without_a_device(tiny_model, prompt, ctx_size, message):
+    model = Model(tiny_model)
+    with pytest.raises(RequestError, match=message):
+        model.check_prompt(prompt, ctx_size)
+    model.check_prompt([1, 2], ctx_size)
+
+
+def test_a_cache_type_that_is_not_known_is_refused(tiny_model):
+    with pytest.raises(RequestError, match="cache_type is 'f64'; accepted are f32, f16, q8_0"):
+        LLM(tiny_model, runtime="in-process", cache_type="f64")
 
 
 def test_the_engine_goes_on_after_an_interrupt(llm, monkeypatch):

@@ -21,6 +21,8 @@ CUTS = {
     "halves": HALVES,
     "three devices": {"*": "a", "kind:attention": "b", "blk.1.ffn": "c"},
     "head apart": {"*": "a", "head": "b"},
+    "attention and feed-forward in one actor": ATTENTION_AND_FFN,
+    "two of three devices in one actor": {"*": "a", "kind:attention": "b", "blk.1.ffn": "c"},
 }
 
 
@@ -41,9 +43,12 @@ def rings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(in_process, "local_link", ring)
 
 
-def answers(model: Path, place: dict[str, str], half_batches: int) -> list[Completion]:
+def answers(
+    model: Path, place: dict[str, str], half_batches: int, together: str = ""
+) -> list[Completion]:
     names = dict.fromkeys(place.values())
-    devices = [f"{name}:backend=cpu,threads=1" for name in sorted(names)]
+    actors = dict.fromkeys(together, ",actor=one")
+    devices = [f"{name}:backend=cpu,threads=1{actors.get(name, '')}" for name in sorted(names)]
     with LLM(
         model, devices=devices, place=place, runtime="in-process", max_rows=16,
         half_batches=half_batches,
@@ -66,12 +71,13 @@ def test_nothing_changes(
         return result
 
     monkeypatch.setattr(NativeTurns, "run", counted)
-    native = answers(model, CUTS[cut], half_batches)
+    together = "ab" if "one actor" in cut else ""
+    native = answers(model, CUTS[cut], half_batches, together)
     if half_batches == 1 or "attention" in cut:  # the first turn of several is taken in Python
         assert ended[DONE] > 20
     monkeypatch.setattr(NativeTurns, "end_of", lambda self, first: first)
     ended.clear()
-    python = answers(model, CUTS[cut], half_batches)
+    python = answers(model, CUTS[cut], half_batches, together)
     assert not ended
     for ours, theirs in zip(native, python, strict=True):
         assert ours.token_ids == theirs.token_ids

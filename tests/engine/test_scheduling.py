@@ -23,9 +23,17 @@ DRAWN = SamplingParams(
 def test_shares_are_fair(rows, wanted):
     shares = divide(rows, wanted)
     assert sum(shares) == min(rows, sum(wanted))
+    even = (rows - rows // 2) // len(wanted)
     for share, most in zip(shares, wanted, strict=True):
-        assert share <= most
-        assert share == most or share >= max(shares) - 1
+        assert min(even, most) <= share <= most
+
+
+@given(rows=st.integers(0, 60), wanted=st.lists(st.integers(1, 40), min_size=2, max_size=6))
+def test_who_wants_little_is_done_first(rows, wanted):
+    shares = divide(rows, wanted)
+    for share, most in zip(shares, wanted, strict=True):
+        longer = [own for own, other in zip(shares, wanted, strict=True) if other > most]
+        assert share == most or all(own <= share + 1 for own in longer)
 
 
 @pytest.mark.parametrize("params", [LONG, DRAWN], ids=["greedy", "seeded"])

@@ -294,6 +294,25 @@ def test_links_follow_the_nodes(four_blocks: Graph) -> None:
     assert away.seconds_per_token > plan.seconds_per_token
 
 
+def test_regions_may_change_places_in_an_actor_for_less(four_blocks: Graph) -> None:
+    """A device that may only run feed-forward is worth its hops where they cost next to nothing."""
+    slow = device(four_blocks, "slow")
+    apart, beside = (
+        device(four_blocks, "fast", threads=8, regions=("ffn",), actor=actor)
+        for actor in ("", "slow")
+    )
+    alone = make_plan(four_blocks, [slow, apart], limits=LIMITS)
+    shared = make_plan(four_blocks, [slow, beside], limits=LIMITS)
+    assert shared.seconds_per_token < alone.seconds_per_token
+    forced = [Rule.parse("kind:ffn=fast")]
+    plans = [make_plan(four_blocks, [slow, own], forced, limits=LIMITS) for own in (apart, beside)]
+    assert [plan.hops for plan in plans] == [9, 1]
+    assert [len(plan.transfers) for plan in plans] == [9, 9]
+    assert [{use.actor for use in plan.devices} for plan in plans] == [{"slow", "fast"}, {"slow"}]
+    assert Plan.from_json(plans[1].to_json()) == plans[1]
+    assert plans[1].where(plans[1].devices[0]) == "cpu, with fast"
+
+
 def test_declared_answers_are_marked(four_blocks: Graph) -> None:
     devices = [device(four_blocks, "a"), device(four_blocks, "b", asked=False)]
     assert not make_plan(four_blocks, devices, limits=LIMITS).asked

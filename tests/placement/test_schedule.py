@@ -14,14 +14,22 @@ from raygraft.placement.devices import ENGINE
 from raygraft.placement.plan import Plan
 from raygraft.placement.planner import make_plan
 from raygraft.placement.rules import Rule
-from raygraft.placement.schedule import ring_slots, schedule_of, used_devices
+from raygraft.placement.schedule import (
+    most_half_batches,
+    records_of,
+    ring_slots,
+    schedule_of,
+    used_actors,
+    used_devices,
+)
 
 NAMES = "abcde"
 
 
-def plan_of(graph: Graph, device_of: dict[str, str]) -> Plan:
+def plan_of(graph: Graph, device_of: dict[str, str], actors: dict[str, str] | None = None) -> Plan:
+    """`actors` holds those of devices that share one."""
     rules = [Rule.parse(f"{leaf}={name}") for leaf, name in device_of.items()]
-    devices = [device(graph, name) for name in NAMES]
+    devices = [device(graph, name, actor=(actors or {}).get(name, "")) for name in NAMES]
     return make_plan(graph, devices, rules, limits=LIMITS)
 
 
@@ -54,6 +62,38 @@ def test_a_value_lives_until_its_last_use(tiny_graph: Graph) -> None:
     assert "embed.tokens" not in first.forget
     assert "embed.tokens" in second.forget
     assert "blk.0.attn.qkv.q_rope" in first.forget  # sent, and of no more use here
+
+
+def test_devices_of_one_actor_take_turns_in_one_schedule(tiny_graph: Graph) -> None:
+    """The core and what follows it share an actor: between them nothing is sent."""
+    device_of = assignment_of(tiny_graph, **QKV_CORE_OUT)
+    plan = plan_of(tiny_graph, device_of, {"b": "both", "c": "both"})
+    assert [(t.number, t.source, t.target, t.link) for t in plan.transfers[:4]] == [
+        (0, "a", "c", "ring"),
+        (1, "a", "b", "ring"),
+        (2, "b", "c", "shared"),
+        (3, "c", "a", "ring"),
+    ]
+    assert (used_actors(plan), most_half_batches(plan)) == (("a", "both"), 2)
+    schedule = schedule_of(plan, "both")
+    assert [
+        (turn.stage.device, [t.number for t in turn.receive], [t.number for t in turn.send])
+        for turn in schedule.turns
+    ] == [("b", [0, 1], []), ("c", [], [3]), ("b", [4, 5], []), ("c", [], [7])]
+    assert "blk.0.attn.core.attention" not in schedule.turns[0].forget
+    assert "blk.0.attn.core.attention" in schedule.turns[1].forget
+    assert {(t.source, t.target) for t in records_of(plan)} == {
+        ("a", "both"), ("both", "a"), ("a", ENGINE),
+    }  # fmt: skip
+    assert plan.hops == len(plan.transfers) - 2
+
+
+def test_a_value_goes_to_an_actor_once(tiny_graph: Graph) -> None:
+    """What b and c both read of a, b gets, and c finds it there."""
+    device_of = assignment_of(tiny_graph, a="model", b="blk.0.attn.qkv", c="blk.0.attn.out")
+    plan = plan_of(tiny_graph, device_of, {"b": "both", "c": "both"})
+    embedding = [(t.target, t.link) for t in plan.transfers if t.values == ("embed.tokens",)]
+    assert embedding == [("b", "ring"), ("c", "shared")]
 
 
 # b sends a the residual, and later the core's result: nothing tells b that the first was taken.
@@ -98,8 +138,11 @@ def shuffled(seed: int) -> Choice:
 @settings(max_examples=120)
 def test_any_plan_runs_in_any_interleaving(tiny_graph: Graph, data: st.DataObject) -> None:
     names = NAMES[: data.draw(st.integers(1, 5))]
+    together = data.draw(st.sampled_from(["", "ab", "ace", "bcd", "abcde"]), label="together")
     plan = plan_of(
-        tiny_graph, {leaf.name: data.draw(st.sampled_from(names)) for leaf in tiny_graph.leaves}
+        tiny_graph,
+        {leaf.name: data.draw(st.sampled_from(names)) for leaf in tiny_graph.leaves},
+        dict.fromkeys(together, together[:1]),
     )
     orders = st.permutations([*NAMES, ENGINE]).map(prefer)
     for choose in (*(shuffled(seed) for seed in range(3)), data.draw(orders), data.draw(orders)):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from raygraft import LLM, SamplingParams
+from raygraft.actors import ray_fleet
 from raygraft.actors.part import Questions
 from raygraft.actors.ray_fleet import RayFleet
 from raygraft.graph.capability import Limits
@@ -24,11 +25,11 @@ LIARS = Path(__file__).parent / "liars.py"
 LIMITS = Limits(max_rows=32, context=64, max_sequences=4)
 
 
-@pytest.fixture
-def fleet() -> Iterator[RayFleet]:
+@pytest.fixture(params=[None, "both"], ids=["apart", "in one actor"])
+def fleet(request: pytest.FixtureRequest) -> Iterator[RayFleet]:
     """A device that crashes on attention and hangs on feed-forward, beside an honest one."""
-    liar = DeviceSpec("liar", f"{LIARS}:CrashesAndHangs", threads=1)
-    fleet = RayFleet([liar, DeviceSpec("honest", "reference", threads=1)])
+    liar = DeviceSpec("liar", f"{LIARS}:CrashesAndHangs", threads=1, actor=request.param)
+    fleet = RayFleet([liar, DeviceSpec("honest", "reference", threads=1, actor=request.param)])
     yield fleet
     fleet.shutdown()
 
@@ -86,7 +87,7 @@ def test_weights_come_through_the_object_store(
 ) -> None:
     """As for a device whose machine lacks the file."""
     fleet = RayFleet([DeviceSpec("a", f"{LIARS}:AttentionOnly", threads=1)])
-    monkeypatch.setattr(fleet, "_have_files", lambda _, names: dict.fromkeys(names, False))
+    monkeypatch.setattr(ray_fleet, "have_files", lambda _, __, names: dict.fromkeys(names, False))
     try:
         (check,) = fleet.verify(Questions(tiny_graph, LIMITS), ModelFile.open(tiny_model))["a"]
     finally:

@@ -1,0 +1,98 @@
+"""What an actor holds: its devices, and the loop that takes their turns.
+
+It knows nothing of Ray. A Ray actor, or a thread, holds one and gives it its links.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from raygraft.actors.loop import ResidentLoop
+from raygraft.actors.part import ActorPart, Links
+from raygraft.actors.sharing import gpu_of
+from raygraft.actors.worker import DeviceWorker
+from raygraft.graph.tensors import WeightSource
+from raygraft.kernels.base import Array, BackendOptions, Commons
+from raygraft.placement.devices import DeviceSpec
+
+Exported = tuple[str, Mapping[str, tuple[Array, ...] | None]]
+"""A backend's name, and what `DeviceWorker.export_states` says."""
+
+
+class Host(Mapping[str, DeviceWorker]):
+    """The devices of one actor."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, DeviceWorker] = {}
+        self._commons = Commons()
+        self._stopping = threading.Event()
+        self._part: ActorPart | None = None
+
+    def __getitem__(self, name: str) -> DeviceWorker:
+        return self._workers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._workers)
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def add(self, spec: DeviceSpec) -> None:
+        """Make a device's backend, in the place of an earlier one. Raises ConfigurationError."""
+        options = BackendOptions(spec.threads or 1, gpu_of(spec) or 0, self._commons)
+        self._workers.pop(spec.name, None)
+        self._workers[spec.name] = DeviceWorker(spec.name, spec.backend, options)
+
+    def remove(self, name: str) -> None:
+        """Let go of a device, and of all that it holds."""
+        del self._workers[name]
+
+    def load(self, part: ActorPart, weights: WeightSource) -> None:
+        """Load the devices' parts, when all of them have let go of what they need no more.
+
+        Raises what `DeviceWorker.load` raises.
+        """
+        self._stopping.clear()
+        self._part = part
+        for name, worker in self._workers.items():
+            worker.make_room(part.parts.get(name))
+        for name, own in part.parts.items():
+            self._workers[name].load(own, weights)
+
+    def prepare(self, part: ActorPart, weights: WeightSource) -> None:
+        """As `load`, beside the parts that run; what cannot be done is left to `load`."""
+        for name, own in part.parts.items():
+            self._workers[name].prepare(own, weights)
+
+    def export_states(self, names: Sequence[str], pages: Sequence[int]) -> tuple[Exported, ...]:
+        """What pages of these attention operators' caches hold, by device."""
+        return tuple(
+            (worker.backend_name, worker.export_states(names, pages))
+            for worker in self._workers.values()
+        )
+
+    def import_states(
+        self, wanted: Mapping[str, Sequence[str]], pages: Sequence[int], found: Sequence[Exported]
+    ) -> bool:
+        """Fill caches of devices with what others had; whether all of it was there."""
+        complete = True
+        for device, names in wanted.items():
+            worker = self._workers[device]
+            alike = [own for backend, own in found if backend == worker.backend_name]
+            states: dict[str, Any] = {n: own[n] for own in alike for n in own if n in names}
+            if len(states) < len(names) or None in states.values():
+                complete = False
+            elif complete:
+                worker.import_states(states, pages)
+        return complete
+
+    def stop(self) -> None:
+        """Make the loop return soon, whatever it waits for."""
+        self._stopping.set()
+
+    def run(self, links: Links) -> None:
+        """The resident loop, until shut down. See `ResidentLoop.run`."""
+        assert self._part is not None
+        ResidentLoop(self._part, self._workers, links).run(self._stopping)

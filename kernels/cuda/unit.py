@@ -1,0 +1,135 @@
+"""A loaded subgraph on a GPU: its weights, its caches, its launches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from weakref import finalize
+
+import numpy as np
+
+from raygraft.graph.capability import Limits
+from raygraft.graph.graph import Subgraph
+from raygraft.graph.operators import Operator
+from raygraft.kernels.base import Array
+from raygraft.kernels.cuda import sampling
+from raygraft.kernels.cuda.attention import allocate_cache
+from raygraft.kernels.cuda.buffers import Counts
+from raygraft.kernels.cuda.fusion import compile_program
+from raygraft.kernels.cuda.gpu import Gpu
+from raygraft.kernels.cuda.launches import Launcher
+from raygraft.kernels.cuda.memory import Arena
+from raygraft.kernels.cuda.step import DeviceStep
+from raygraft.kernels.cuda.weights import PackedMatrix, Weight
+
+
+class Shared:
+    """What all subgraphs on a GPU use together, those of all devices of an actor."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self.arena = Arena(gpu)
+        self.step = DeviceStep(gpu)
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Changes when an address does; graphs captured before are void."""
+        return self.arena.version, self.step.version
+
+
+class CudaUnit:
+    """Launches a subgraph; inputs and outputs are addresses."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        subgraph: Subgraph,
+        weights: Mapping[str, Mapping[str, Weight]],
+        tables: Mapping[str, Any],
+        limits: Limits,
+    ) -> None:
+        """`weights` holds each operator's weights by role, `tables` the angles of each `rope`."""
+        self.subgraph = subgraph
+        self.samples = [op for op in subgraph.operators if op.kind == "sample"]
+        self._shared = shared
+        self._gpu = shared.gpu
+        self._cache_type = limits.cache_type
+        sampled = {name for op in self.samples for name in op.outputs}
+        logits = {op.inputs[0]: None for op in self.samples}
+        own = tuple(op for op in subgraph.operators if op.kind != "sample")
+        outputs = [name for name in subgraph.outputs if name not in sampled]
+        made = {name for op in own for name in op.outputs}
+        outputs += [name for name in logits if name in made and name not in outputs]
+        self.made = frozenset(outputs)
+        """Values that are there after a step: outputs, less sampled ones, and logits."""
+        self._stateful: Sequence[Operator] = [op for op in own if op.state is not None]
+        kinds = {op.name: _kind(weights[op.name]["weight"]) for op in own if op.kind == "matmul"}
+        plain = replace(subgraph, operators=own, outputs=tuple(outputs))
+        token = object()
+        self.launcher = Launcher(
+            gpu=self._gpu,
+            arena=shared.arena,
+            step=shared.step,
+            program=compile_program(plain, kinds),
+            values=subgraph.values,
+            weights=weights,
+            tables=tables,
+            own=token,
+            kept=frozenset((*subgraph.inputs, *outputs)),
+        )
+        finalize(self, shared.arena.forget, token).atexit = False
+
+    def allocate_state(self, blocks: int, block_size: int) -> None:
+        """See `Runner.allocate_state`."""
+        with self._gpu.active():
+            self.launcher.attention.caches = {
+                op.name: allocate_cache(self._gpu, op.state, blocks, block_size, self._cache_type)
+                for op in self._stateful
+                if op.state is not None
+            }
+
+    @property
+    def states(self) -> frozenset[str]:
+        """The attention operators whose caches it has."""
+        return frozenset(self.launcher.attention.caches)
+
+    def export_state(self, name: str, pages: Sequence[int]) -> tuple[Array, ...]:
+        """See `Runner.export_state`."""
+        cache = self.launcher.attention.caches[name]
+        with self._gpu.active():
+            chosen = self._gpu.cupy.asarray(np.asarray(pages, np.int64))
+            return tuple(part[chosen].get() for part in (cache.keys, cache.values))
+
+    def import_state(self, name: str, pages: Sequence[int], content: tuple[Array, ...]) -> None:
+        """See `Runner.import_state`."""
+        cache = self.launcher.attention.caches[name]
+        with self._gpu.active():
+            chosen = self._gpu.cupy.asarray(np.asarray(pages, np.int64))
+            for part, own in zip((cache.keys, cache.values), content, strict=True):
+                part[chosen] = self._gpu.cupy.asarray(own)
+            self._gpu.stream.synchronize()
+
+    def address(self, name: str, counts: Counts) -> int:
+        """Of an input's or output's own memory in a step of so many rows."""
+        self.launcher.buffers.start(counts, {})
+        return self.launcher.buffers.floats(name)
+
+    def enqueue(self, counts: Counts, most: int, given: Mapping[str, int]) -> dict[str, int]:
+        """Launch a step that has been uploaded; addresses of what is made.
+
+        `given` are addresses of inputs. What is made lies in the unit's memory, which its next step
+        overwrites. With `most`, rows of logits are sampled: so many of the best are looked for.
+        """
+        self.launcher.launch(counts, given)
+        for op in self.samples if most else ():
+            logits = given.get(op.inputs[0]) or self.launcher.buffers.floats(op.inputs[0])
+            vocabulary = self.subgraph.values[op.inputs[0]].width
+            sampling.launch_greedy(
+                self._gpu, self._shared.arena, logits, vocabulary, counts.logits, most
+            )
+        return {name: self.launcher.buffers.floats(name) for name in self.made}
+
+
+def _kind(weight: Weight) -> str:
+    return weight.format.name if isinstance(weight, PackedMatrix) else "F32"
