@@ -27,24 +27,26 @@ def actors_of(specs: Sequence[DeviceSpec], nodes: Mapping[str, str]) -> dict[str
 
     Devices that name an actor share it; of the others those on one GPU of a node do. An actor has
     the name that was given, else that of its first device. `nodes` holds the node of each device.
-    Raises ConfigurationError for an actor that would be on two nodes, or has another's name.
+    Raises ConfigurationError for an actor that would be on two nodes, or whose name misleads.
     """
-    first: dict[Hashable, DeviceSpec] = {}
-    found = {}
+    found: dict[str, str] = {}
+    on_gpu: dict[tuple[str, int], str] = {}
     for spec in specs:
-        key: Hashable = spec.name
+        gpu = gpu_of(spec)
         if spec.actor is not None:
-            key = ("actor", spec.actor)
-        elif (gpu := gpu_of(spec)) is not None:
-            key = ("gpu", nodes[spec.name], gpu)
-        other = first.setdefault(key, spec)
-        if nodes[other.name] != nodes[spec.name]:
-            raise ConfigurationError(
-                f"device {spec.name}: actor={spec.actor} is on node {nodes[other.name]} with "
-                f"device {other.name}, this one is on {nodes[spec.name]}; an actor has one node"
-            )
-        found[spec.name] = spec.actor if spec.actor is not None else other.name
+            found[spec.name] = spec.actor
+        elif gpu is not None:
+            found[spec.name] = on_gpu.setdefault((nodes[spec.name], gpu), spec.name)
+        else:
+            found[spec.name] = spec.name
+    first: dict[str, str] = {}
     for spec in specs:
+        other = first.setdefault(found[spec.name], spec.name)
+        if nodes[other] != nodes[spec.name]:
+            raise ConfigurationError(
+                f"device {spec.name}: actor={found[spec.name]} is on node {nodes[other]} with "
+                f"device {other}, this one is on {nodes[spec.name]}; an actor has one node"
+            )
         if spec.actor is not None and found.get(spec.actor, spec.actor) != spec.actor:
             raise ConfigurationError(
                 f"device {spec.name}: actor={spec.actor} is the name of a device that lives in "

@@ -26,14 +26,26 @@ from numpy.typing import NDArray
 from raygraft.kernels.compile_cache import cache_folder, compiling, found_or_missed, used
 from raygraft.kernels.compiled import content_key
 
-_engines: list[llvm.ExecutionEngine] = []
-"""They own the code; functions live as long as the process."""
+_made: dict[str, tuple[llvm.ExecutionEngine, NDArray[np.int64]]] = {}
+"""Engines own the code; it, and the addresses in programs, live as long as the process."""
 
 
 def compile_module(
     title: str, write: Callable[[], ir.Module], functions: Sequence[str]
 ) -> NDArray[np.int64]:
-    """Addresses of the functions of a module, which is written if it is not in the cache."""
+    """Addresses of the functions of a module, which is written if it is not in the cache.
+
+    The same array for the same title, whichever threads ask for it.
+    """
+    with compiling():
+        if title not in _made:
+            _made[title] = _loaded(title, write, functions)
+    return _made[title][1]
+
+
+def _loaded(
+    title: str, write: Callable[[], ir.Module], functions: Sequence[str]
+) -> tuple[llvm.ExecutionEngine, NDArray[np.int64]]:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     name = config.CPU_NAME or llvm.get_host_cpu_name()
@@ -45,16 +57,15 @@ def compile_module(
     )
     words = (title, _sources(), name, features, llvmlite.__version__)
     path = cache_folder() / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:32]}.o"
-    with compiling():
-        found = found_or_missed(lambda: _read(path))
-        if found is None:
-            found = _compile(write(), machine)
-            _write(path, found)
+    found = found_or_missed(lambda: _read(path))
+    if found is None:
+        found = _compile(write(), machine)
+        _write(path, found)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_EMPTY), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(found))
     engine.finalize_object()
-    _engines.append(engine)
-    return np.array([engine.get_function_address(each) for each in functions], np.int64)
+    addresses = [engine.get_function_address(each) for each in functions]
+    return engine, np.array(addresses, np.int64)
 
 
 def _compile(module: ir.Module, machine: llvm.TargetMachine) -> bytes:

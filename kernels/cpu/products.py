@@ -11,7 +11,6 @@ of x.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +47,6 @@ _AHEAD = 4096
 _LINE = 64
 
 
-@functools.cache
 def format_functions(kind: Format) -> NDArray[np.int64]:
     """Addresses of a format's functions: `dot` of 1 to 8 rows, then `widen`.
 
@@ -152,7 +150,6 @@ def _write_widen(module: ir.Module, kind: Format) -> None:
     builder.ret_void()
 
 
-@functools.cache
 def multiply_functions() -> NDArray[np.int64]:
     """Addresses of `multiply` for 1 to `MULTIPLY_ROWS` rows.
 

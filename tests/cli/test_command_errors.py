@@ -91,7 +91,10 @@ TWO = ("--device", "a", "--device", "b")
         (("--device", "a:backend=cuda,gpu=-1"), ("device a: gpu", "greater than or equal to 0")),
         (("--device", "a:gpu=1"), ("device a: gpu=1", "'cpu' runs on no GPU", "cuda does")),
         (("--device", "a:actor=engine"), ("'engine' cannot be the actor of device a",)),
-        ((*TWO, "--device", "c:actor=a"), ("device c: actor=a", "device that lives in another")),
+        (
+            ("--device", "a:actor=x", "--device", "b:actor=a"),
+            ("device b: actor=a", "device that lives in another"),
+        ),
         (
             ("--device", "a:actor=x,node=n0", "--device", "b:actor=x,node=n1"),
             ("device b: actor=x is on node n0 with device a", "this one is on n1"),

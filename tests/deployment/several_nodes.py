@@ -17,7 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from raygraft import LLM, SamplingParams
-from raygraft.actors import ray_fleet
+from raygraft.actors import ray_weights
 from raygraft.actors.ends import TcpEnd
 from raygraft.actors.wiring import Wiring
 from raygraft.graph.errors import RaygraftError
@@ -72,7 +72,7 @@ def cut_answers(path: str, name: str, address: str) -> dict[str, Any]:
         {"name": "b", "threads": 1, "node": right},
     ]
     with (
-        patch.object(ray_fleet, "raw_tensor", wraps=ray_fleet.raw_tensor) as sent,
+        patch.object(ray_weights, "raw_tensor", wraps=ray_weights.raw_tensor) as sent,
         patch.object(Wiring, "_open", way),
         LLM(model, devices=devices, place=place, address=address, progress=said.append) as llm,
     ):
