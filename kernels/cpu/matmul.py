@@ -100,33 +100,42 @@ def product_tiles(i: int, first: int, last: int, a: int, rows: int, out: int, sc
     for start in range(0, rows, most):
         count = min(most, rows - start)
         x, skipped = a + 4 * columns * start, _sums_bytes(columns, start)
-        for tile in range(first, last):
-            _dots(columns, i + FIRST, tile, x, count, sums + skipped, scratch)
+        together = max(1, _MOST_ROWS // count)  # memory is read fastest in order
+        for tile in range(first, last, together):
+            end = min(tile + together, last)
+            _dots(columns, i + FIRST, tile, end, x, count, sums + skipped, scratch)
             if gated:
                 results = scratch + _RESULTS
-                _dots(columns, i + SECOND, tile, x, count, more_sums + skipped, results)
-            _finish(i, tile, start, count, out, scratch)
+                _dots(columns, i + SECOND, tile, end, x, count, more_sums + skipped, results)
+            for done in range(tile, end):
+                _finish(i, done, start, count, out, scratch + FLOAT_BYTES * count * (done - tile))
 
 
 @compiled(nogil=True)
-def _dots(columns: int, weight: int, tile: int, a: int, rows: int, sums: int, results: int) -> None:
-    """Products of rows with a tile, sixteen for each row."""
+def _dots(
+    columns: int, weight: int, first: int, last: int, a: int, rows: int, sums: int, results: int
+) -> None:
+    """Products of rows with tiles, `[tiles, rows, 16]`."""
     stride, sums_stride = 4 * columns, _sums_bytes(columns, 1)
-    at = word(weight + WEIGHT) + word(weight + TILE_BYTES) * tile
-    for row in range(0, rows, DOT_ROWS):
-        function = word(word(weight + FUNCTIONS) + 8 * (min(DOT_ROWS, rows - row) - 1))
-        x, own, out = a + stride * row, sums + sums_stride * row, results + FLOAT_BYTES * row
-        call(function, (at, columns, x, stride, own, sums_stride, out, FLOAT_BYTES))
+    out = results
+    for tile in range(first, last):
+        at = word(weight + WEIGHT) + word(weight + TILE_BYTES) * tile
+        for row in range(0, rows, DOT_ROWS):
+            count = min(DOT_ROWS, rows - row)
+            function = word(word(weight + FUNCTIONS) + 8 * (count - 1))
+            x, own = a + stride * row, sums + sums_stride * row
+            call(function, (at, columns, x, stride, own, sums_stride, out, FLOAT_BYTES))
+            out += FLOAT_BYTES * count
 
 
 @compiled(nogil=True)
-def _finish(i: int, tile: int, start: int, rows: int, out: int, scratch: int) -> None:
+def _finish(i: int, tile: int, start: int, rows: int, out: int, results: int) -> None:
     """Gate, bias and residual sum, then rows `start:start + rows` of the output."""
     width, bias, residual = word(i + WIDTH), word(i + B), word(i + C)
     gated = word(i + SECOND + WEIGHT) != 0
     column = LANES * tile
     for row in range(rows):
-        at = scratch + FLOAT_BYTES * row
+        at = results + FLOAT_BYTES * row
         target = 4 * (width * (start + row) + column)
         value = load(at)
         if gated:

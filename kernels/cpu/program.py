@@ -21,7 +21,7 @@ from raygraft.kernels.waiting import load_acquire, pause, yield_core
 _SPINS = 100
 """Looks at a barrier (some 20 ns each) before the core is offered to somebody else: the thread that
 is waited for may be queued for the same core."""
-_PIECES = 16
+_PIECES = 8
 """Pieces that each thread gets of a product, if all are equally fast."""
 
 

@@ -15,7 +15,7 @@ from raygraft.kernels.cpu.lanes import LANES, WORD, Address, Lanes, repeat
 class DenseFormat(Format):
     """Floats of `size` bytes."""
 
-    per_group = 16
+    per_group = 8
     size: ClassVar[int]
 
     def read(self, at: Address) -> Lanes:
