@@ -1,6 +1,6 @@
 """What callers of the Python API rely on: streams, stop strings, refusals, interrupted steps."""
 
-import _thread
+import signal
 import threading
 
 import pytest
@@ -115,7 +115,7 @@ def test_the_engine_goes_on_after_an_interrupt(llm, monkeypatch):
 
     def interrupting():
         if not caught.is_set():
-            _thread.interrupt_main()
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             caught.wait(10)
         return step()
 
