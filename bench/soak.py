@@ -31,6 +31,7 @@ from typing import Any
 import psutil
 import ray
 from leftovers import processes, settled, stored_objects
+from ray.exceptions import RayError
 from reporting import circumstances, print_circumstances, print_table, say, write_json
 
 from raygraft import LLM, SamplingParams
@@ -173,7 +174,8 @@ class Soak:
         actor = self._actors.get(name)
         ready = ray.wait([actor.pid.remote()], timeout=5)[0] if actor is not None else ()
         for pid in ready:
-            psutil.Process(ray.get(pid)).kill()
+            with suppress(RayError, psutil.NoSuchProcess):  # killed before, and not replaced yet
+                psutil.Process(ray.get(pid)).kill()
 
     def _drain(self) -> None:
         if "c" not in self._there:
