@@ -189,6 +189,9 @@ class EngineThread:
                 self._step_or_recover()
             except BaseException as error:  # noqa: BLE001  # handed to whoever waits
                 self._fail(error)
+            # A step that fails says nothing of those whose time was over, nor does another plan of
+            # those that have no room in it.
+            self._hand_out([Output(s, None) for s in self._requests if s.finished])
         self._fail(RunError("this engine was shut down"))
 
     def _wait_for_work(self) -> bool:
@@ -241,7 +244,7 @@ class EngineThread:
         """Give tokens to those who wait for them."""
         ended = []
         trace = self.engine.trace
-        if outputs and self.recovery is not None:
+        if self.recovery is not None and any(output.token is not None for output in outputs):
             self.recovery.progress()
         began = time.perf_counter()
         for output in outputs:

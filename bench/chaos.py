@@ -24,7 +24,6 @@ import os
 import random
 import signal
 import statistics
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from clients import GIVE_UP_SECONDS, Clients
 from leftovers import counted, devices, processes, settled
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -49,7 +49,6 @@ AGREES = 2e-3
 """Differences of log probabilities that rounding explains."""
 KINDS = {"actor": 0.8, "node": 0.05, "stall": 0.15}
 """What happens, and how often."""
-GIVE_UP_SECONDS = 120.0
 
 
 @dataclass
@@ -64,8 +63,8 @@ class Tally:
     floor: list[float] = field(default_factory=list)
 
 
-class Clients:
-    """Sixteen threads with a request each, and the times of all tokens."""
+class Requests:
+    """A request for each client, what became of the answers, and the times of all tokens."""
 
     def __init__(self, llm: LLM, model: Model, seed: int, most: int) -> None:
         self.llm = llm
@@ -89,8 +88,6 @@ class Clients:
             for number in range(CLIENTS)
         ]
         self.expected: list[Completion] = []
-        self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
 
     def expect(self) -> int:
         """The undisturbed run, and in how many answers a second one differs."""
@@ -101,35 +98,18 @@ class Clients:
         pairs = zip([answer.wait() for answer in together], self.expected, strict=True)
         return sum(done.token_ids != expected.token_ids for done, expected in pairs)
 
-    def start(self) -> None:
-        self._threads = [
-            threading.Thread(target=self._ask, args=(number,), daemon=True)
-            for number in range(CLIENTS)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        """Let every client finish the request that it has."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(GIVE_UP_SECONDS)
-            if thread.is_alive():
-                self.tally.wrong.append("a request has not ended")
-
-    def _ask(self, number: int) -> None:
+    def ask(self, number: int, draw: random.Random) -> None:
+        """A client's request, after a short rest."""
         prompt, params = self.requests[number]
-        draw = random.Random(number)
-        while not self._stop.is_set():
-            time.sleep(0.2 * draw.random())
-            handed: list[int] = []
-            try:
-                answer = self.llm.submit(prompt, params, notify=self._note)
-                for chunk in answer:
-                    handed += chunk.token_ids
-                self._judge(number, answer.completion(), handed)
-            except RaygraftError as error:
-                self.tally.wrong.append(f"request {number}: {type(error).__name__}: {error}")
+        time.sleep(0.2 * draw.random())
+        handed: list[int] = []
+        try:
+            answer = self.llm.submit(prompt, params, notify=self._note)
+            for chunk in answer:
+                handed += chunk.token_ids
+            self._judge(number, answer.completion(), handed)
+        except RaygraftError as error:
+            self.tally.wrong.append(f"request {number}: {type(error).__name__}: {error}")
 
     def _note(self) -> None:
         self.tokens.append((time.monotonic(), self.llm.engine_thread.engine.epoch))
@@ -169,18 +149,18 @@ def gap_where_they_part(done: Completion, expected: Completion) -> float:
 class Injuries:
     """What happens to the devices."""
 
-    def __init__(self, nodes: Cluster, right: Any, clients: Clients, seed: int) -> None:
+    def __init__(self, nodes: Cluster, right: Any, requests: Requests, seed: int) -> None:
         self.draw = random.Random(seed)
         self._nodes = nodes
-        self._clients = clients
+        self._requests = requests
         self._right = right
 
     def one(self) -> None:
         """Do harm, and wait for the next token of a later epoch."""
         kind = self.draw.choices([*KINDS], [*KINDS.values()])[0]
-        tally = self._clients.tally
+        tally = self._requests.tally
         tally.injuries[kind] += 1
-        before = self._clients.llm.engine_thread.engine.epoch
+        before = self._requests.llm.engine_thread.engine.epoch
         began = time.monotonic()
         if kind == "stall":
             self._stall()
@@ -191,14 +171,14 @@ class Injuries:
             self._kill()
             while self.draw.random() < 0.1:  # in the middle of the recovery
                 time.sleep(1.5 * self.draw.random())
-                before = self._clients.llm.engine_thread.engine.epoch
+                before = self._requests.llm.engine_thread.engine.epoch
                 began = time.monotonic()
                 tally.injuries[kind] += self._kill()
         seconds = self._until_token(began, before)
         tally.seconds.setdefault(kind, []).append(seconds)
         if kind == "node":
             self._right = self._nodes.add_node(num_cpus=1, labels={"place": "right"})
-            self._clients.llm.add("c:threads=1,node=right")
+            self._requests.llm.add("c:threads=1,node=right")
 
     def _kill(self) -> bool:
         spares = self._spares()
@@ -209,7 +189,7 @@ class Injuries:
 
     def _spares(self) -> set[int]:
         """Processes that stand by: nobody would notice their end."""
-        fleet: Any = self._clients.llm.engine_thread.engine.fleet
+        fleet: Any = self._requests.llm.engine_thread.engine.fleet
         calls = [actor.pid.remote() for actor in fleet._actors.spares.actors]
         ready, _ = ray.wait(calls, num_returns=max(1, len(calls)), timeout=1)
         return {ray.get(call) for call in ready}
@@ -222,11 +202,11 @@ class Injuries:
 
     def _until_token(self, began: float, epoch: int) -> float:
         while time.monotonic() - began < GIVE_UP_SECONDS:
-            for at, of in self._clients.tokens[-500:]:
+            for at, of in self._requests.tokens[-500:]:
                 if at > began and of > epoch:
                     return at - began
             time.sleep(0.01)
-        self._clients.tally.wrong.append(f"no token for {GIVE_UP_SECONDS:.0f} s")
+        self._requests.tally.wrong.append(f"no token for {GIVE_UP_SECONDS:.0f} s")
         return math.inf
 
 
@@ -269,17 +249,17 @@ def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
             spares=options.spares,
             ctx_size=min(model.graph.dimensions.context, 512),
         ) as llm:
-            clients = Clients(llm, model, options.seed, options.tokens)
+            requests = Requests(llm, model, options.seed, options.tokens)
             say("the undisturbed run")
-            differing = clients.expect()
+            differing = requests.expect()
             before = counted()
-            clients.start()
-            took = _injure(Injuries(nodes, right, clients, options.seed), clients, options)
-            clients.stop()
+            clients = Clients(CLIENTS, requests.ask, seed=0)
+            took = _injure(Injuries(nodes, right, requests, options.seed), requests, options)
+            requests.tally.wrong += clients.stop()
             llm.generate([[3, 4]], SamplingParams(max_tokens=2))
             after = settled(counted, before)
             recoveries = llm.engine_thread.recovery.count  # type: ignore[union-attr]
-        tally = clients.tally
+        tally = requests.tally
     finally:
         ray.shutdown()
         nodes.shutdown()
@@ -300,9 +280,9 @@ def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
     }
 
 
-def _injure(injuries: Injuries, clients: Clients, options: argparse.Namespace) -> float:
+def _injure(injuries: Injuries, requests: Requests, options: argparse.Namespace) -> float:
     """Do harm until there was enough of it; how many seconds that took."""
-    began, tally = time.monotonic(), clients.tally
+    began, tally = time.monotonic(), requests.tally
     said = began
     while tally.injuries.total() < options.kills:
         if time.monotonic() - began > 60 * options.minutes or len(tally.wrong) > 20:

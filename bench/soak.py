@@ -20,7 +20,6 @@ import gc
 import os
 import random
 import statistics
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from typing import Any
 
 import psutil
 import ray
+from clients import Clients
 from leftovers import processes, settled, stored_objects
 from ray.exceptions import RayError
 from reporting import circumstances, print_circumstances, print_table, say, write_json
@@ -57,60 +57,45 @@ RAYS = ("Ray's store", "sockets of the dead")
 with the process, up to the store's size; what the store holds is counted apart."""
 
 
-class Clients:
-    """Threads that ask, cancel and ask again, until they are stopped."""
+class Requests:
+    """Requests of all kinds, some of them cancelled, and what became of them."""
 
-    def __init__(self, llm: LLM, model: Model, seed: int) -> None:
+    def __init__(self, llm: LLM, model: Model) -> None:
         self.counts: Counter[str] = Counter()
         self.errors: list[str] = []
         self._llm = llm
         self._vocabulary = model.graph.dimensions.vocabulary
-        self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(random.Random(seed + n),), daemon=True)
-            for n in range(CLIENTS)
-        ]
-        for thread in self._threads:
-            thread.start()
 
-    def stop(self) -> None:
-        """Let every client finish the request that it has."""
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join(120)
-            if thread.is_alive():
-                self.errors.append("a request has not ended")
-
-    def _ask(self, draw: random.Random) -> None:
-        while not self._stopping.is_set():
-            prompt = [draw.randrange(3, self._vocabulary) for _ in range(draw.randint(1, 120))]
-            params = SamplingParams(
-                temperature=draw.choice([0.0, 1.0]),
-                seed=draw.randrange(1000),
-                presence_penalty=draw.choice([0.0, 0.5]),
-                logprobs=draw.choice([None, 5]),
-                max_tokens=draw.randint(1, 60),
-                max_seconds=draw.choice([None, None, None, 2.0]),
-                ignore_eos=True,
-            )
-            leaves_after = draw.choice([None, None, 0, draw.randint(1, 60)])
-            try:
-                answer = self._llm.submit(prompt, params)
-                tokens = 0
-                if leaves_after == 0:
+    def ask(self, _: int, draw: random.Random) -> None:
+        """One request, and a short rest."""
+        prompt = [draw.randrange(3, self._vocabulary) for _ in range(draw.randint(1, 120))]
+        params = SamplingParams(
+            temperature=draw.choice([0.0, 1.0]),
+            seed=draw.randrange(1000),
+            presence_penalty=draw.choice([0.0, 0.5]),
+            logprobs=draw.choice([None, 5]),
+            max_tokens=draw.randint(1, 60),
+            max_seconds=draw.choice([None, None, None, 2.0]),
+            ignore_eos=True,
+        )
+        leaves_after = draw.choice([None, None, 0, draw.randint(1, 60)])
+        try:
+            answer = self._llm.submit(prompt, params)
+            tokens = 0
+            if leaves_after == 0:
+                answer.cancel()
+            for chunk in answer:
+                tokens += len(chunk.token_ids)
+                if tokens == leaves_after:
                     answer.cancel()
-                for chunk in answer:
-                    tokens += len(chunk.token_ids)
-                    if tokens == leaves_after:
-                        answer.cancel()
-                done = answer.completion()
-            except RaygraftError as error:
-                self.errors.append(f"{type(error).__name__}: {error}")
-                continue
-            self.counts[str(done.finish_reason)] += 1
-            if done.finish_reason == "length" and tokens != params.max_tokens:
-                self.errors.append(f"{tokens} tokens instead of {params.max_tokens}")
-            time.sleep(0.1 * draw.random())
+            done = answer.completion()
+        except RaygraftError as error:
+            self.errors.append(f"{type(error).__name__}: {error}")
+            return
+        self.counts[str(done.finish_reason)] += 1
+        if done.finish_reason == "length" and tokens != params.max_tokens:
+            self.errors.append(f"{tokens} tokens instead of {params.max_tokens}")
+        time.sleep(0.1 * draw.random())
 
 
 class Soak:
@@ -124,6 +109,7 @@ class Soak:
         self._draw = random.Random(seed)
         self._blocks = llm.model.graph.dimensions.blocks
         self._there = [*SPECS]
+        self._tokens = 0
 
     @property
     def _actors(self) -> Mapping[str, Any]:
@@ -170,6 +156,11 @@ class Soak:
         self._change(lambda: self._llm.move(f"blk.[{first}-{last}].{kind}", device))
 
     def _kill(self) -> None:
+        """Kill a device, once there was a token since the last time: else the engine gives up."""
+        thread = self._llm.engine_thread
+        before, self._tokens = self._tokens, thread.engine.timings.generated_tokens  # type: ignore[union-attr]
+        if before == self._tokens:
+            return
         name = self._draw.choice([name for name in self._there if name != LASTING])
         actor = self._actors.get(name)
         ready = ray.wait([actor.pid.remote()], timeout=5)[0] if actor is not None else ()
@@ -262,15 +253,16 @@ def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
         model, devices=SPECS.values(), place=PLACE, max_sequences=4,
         ctx_size=min(model.graph.dimensions.context, 256),
     ) as llm:  # fmt: skip
-        clients, soak = Clients(llm, model, options.seed), Soak(llm, options.seed)
+        requests, soak = Requests(llm, model), Soak(llm, options.seed)
+        clients = Clients(CLIENTS, requests.ask, options.seed)
         began = said = time.monotonic()
         while time.monotonic() - began < 60 * options.minutes or len(soak.laps) < WARM_LAPS + 3:
             soak.lap()
             if time.monotonic() - said > 30:
                 said = time.monotonic()
-                say(f"lap {len(soak.laps)}, {dict(soak.actions)}, {dict(clients.counts)}")
+                say(f"lap {len(soak.laps)}, {dict(soak.actions)}, {dict(requests.counts)}")
         seconds = time.monotonic() - began
-        clients.stop()
+        requests.errors += clients.stop()
         recoveries = llm.engine_thread.recovery.count  # type: ignore[union-attr]
     left = {
         "processes": settled(processes, []),
@@ -281,8 +273,8 @@ def run(options: argparse.Namespace, model: Model) -> dict[str, Any]:
         "laps": len(soak.laps),
         "actions": dict(soak.actions),
         "recoveries": recoveries,
-        "answers": dict(clients.counts),
-        "errors": clients.errors,
+        "answers": dict(requests.counts),
+        "errors": requests.errors,
         "held": rows_of(soak.laps[WARM_LAPS:]),
         "open_files_more": psutil.Process().num_fds() - files,
         "left": left,

@@ -4,12 +4,14 @@ import importlib
 import os
 import signal
 import sys
+import threading
+from dataclasses import replace
 
 import pytest
 import ray
 
 from raygraft import LLM, SamplingParams
-from raygraft.graph.errors import DeviceFailedError, DeviceLostError, RunError
+from raygraft.graph.errors import DeviceFailedError, DeviceLostError, LinkError, RunError
 
 PLACE = {"*": "a", "kind:ffn": "b"}
 GREEDY = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
@@ -181,3 +183,32 @@ def test_a_killed_actor_and_policy_fail(tiny_model, ray_cluster):
         kill(llm, "b")
         with pytest.raises(DeviceLostError, match=r"device b on node .* was lost"):
             llm.generate(PROMPTS, GREEDY)
+
+
+def test_time_that_is_over_in_the_step_of_a_loss(tiny_model_with_room):
+    """Its request ends like any other, though that step tells nothing."""
+    devices = [{"name": "a", "backend": "reference", "threads": 1}]
+    with LLM(tiny_model_with_room, devices=devices, runtime="in-process") as llm:
+        engine = llm.engine_thread.engine
+        expire = engine.scheduler.expire
+
+        def lost():
+            raise LinkError("a device hangs")
+
+        def expire_with_a_loss():
+            late = expire()
+            if late:
+                engine.rounds.receive = lost
+            return late
+
+        engine.scheduler.expire = expire_with_a_loss
+        params = SamplingParams(temperature=0, max_tokens=1500, ignore_eos=True)
+        other = llm.submit([1, 2], replace(params, max_tokens=400))
+        answer = llm.submit([3, 4], replace(params, max_seconds=0.2))
+        waiting = threading.Thread(target=answer.wait, daemon=True)
+        waiting.start()
+        waiting.join(30)
+        assert not waiting.is_alive()
+        assert answer.wait().finish_reason == "deadline"
+        assert len(other.wait().token_ids) == 400
+        assert llm.status()["recoveries"] == 1
