@@ -43,7 +43,6 @@ class RecordKind(IntEnum):
     DATA = 1  # tensors of one transfer of the plan
     STEP = 2  # the engine's step header
     SHUTDOWN = 3  # leave the resident loop
-    EPOCH = 4  # the plan has changed: what follows belongs to a new epoch
 
 
 _KINDS = {int(kind): kind for kind in RecordKind}  # faster than the enumeration's own look-up

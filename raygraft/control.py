@@ -18,7 +18,6 @@ from ray.exceptions import RayError
 from raygraft.graph.errors import ClusterError, ConfigurationError, RaygraftError
 
 NAMESPACE = "raygraft"
-DEFAULT_NAME = "engine"
 _TAKE_SECONDS = 10.0
 
 Command = Sequence[str]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raygraft.graph.graph import Graph
-from raygraft.picture.drawing import Drawing, Element, Link, Part, draw
+from raygraft.picture.drawing import Drawing
 from raygraft.picture.folding import Numbered, fold
+from raygraft.picture.layout import Element, Link, Part, draw
 from raygraft.picture.repeats import Repeat, find_repeats
 from raygraft.placement.costs import size
 from raygraft.placement.devices import ENGINE

@@ -19,9 +19,9 @@ from raygraft.picture.drawing import (
     lane_width,
     lines_of,
     rounded,
-    tracks_of,
     wrap,
 )
+from raygraft.picture.layout import tracks_of
 from raygraft.picture.repeats import Repeat
 from raygraft.picture.scene import Scene, draw_scene, repeats_of
 
