@@ -32,8 +32,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p raygraft
 
+# Two at a time, but for those that run commands and clusters of their own: they look at how long
+# something takes and at what it leaves behind.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not process"
+	$(BIN)/python -m pytest -m process
 
 # No environment of its own: a machine with a GPU may have no network. It needs CuPy and pytest.
 gpu-test:

@@ -1,6 +1,8 @@
 """Every kernel compiles, on machines without a GPU too: by NVRTC from its wheel."""
 
 import ctypes
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, files
 
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from raygraft.kernels.cuda.sources import OPTIONS, all_sources
 
 SOURCES = all_sources()
+ARCHITECTURES = ("compute_80", "sm_90")
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +45,19 @@ def compile_errors(nvrtc: ctypes.CDLL, source: str, architecture: str) -> str:
     return text or (f"error {code}" if code else "")
 
 
-@pytest.mark.parametrize("architecture", ["compute_80", "sm_90"])
+@pytest.fixture(scope="module")
+def compiling(nvrtc: ctypes.CDLL) -> Iterator[dict[tuple[str, str], Future[str]]]:
+    """What is said to each source and architecture, two at a time, the longest first."""
+    both = [(name, architecture) for name in SOURCES for architecture in ARCHITECTURES]
+    both.sort(key=lambda one: "attention" not in one[0])
+    with ThreadPoolExecutor(2) as pool:
+        yield {(n, a): pool.submit(compile_errors, nvrtc, SOURCES[n], a) for n, a in both}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", SOURCES)
-def test_kernels_compile(nvrtc, name, architecture):
-    assert compile_errors(nvrtc, SOURCES[name], architecture) == ""
+def test_kernels_compile(compiling, name, architecture):
+    assert compiling[name, architecture].result() == ""
 
 
 def test_a_mistake_is_seen(nvrtc):

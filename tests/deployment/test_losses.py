@@ -18,6 +18,7 @@ CUT = (
 )
 ENDLESS = ("-p", "the cat", "-n", -1, "--temp", 0, "--repeat-penalty", 0.1)
 """An answer that repeats itself, as what was there before is preferred."""
+LONG = ("-n", 600)
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +60,21 @@ def test_a_killed_device_and_nobody_who_replaces_it(long_model: Path) -> None:
         assert eventually(lambda: not family.left(), 5), family.left()
 
 
-@pytest.mark.parametrize("policy", ["replace", "replan"])
-def test_a_killed_device_and_an_answer_that_goes_on(long_model: Path, policy: str) -> None:
-    settings = ("-n", 600, "--on-loss", policy)
-    with answering(long_model, *settings) as process:
+@pytest.fixture(scope="module")
+def undisturbed(long_model: Path) -> str:
+    """An answer of 600 tokens, after its first 20 characters."""
+    with answering(long_model, *LONG) as process:
         assert process.stdout is not None
-        undisturbed = process.stdout.read()
+        text = process.stdout.read()
         process.communicate(timeout=60)
-    with answering(long_model, *settings) as process:
+    return text
+
+
+@pytest.mark.parametrize("policy", ["replace", "replan"])
+def test_a_killed_device_and_an_answer_that_goes_on(
+    long_model: Path, undisturbed: str, policy: str
+) -> None:
+    with answering(long_model, *LONG, "--on-loss", policy) as process:
         assert process.stdout is not None
         family = Family(process)
         family.devices()[1].kill()
