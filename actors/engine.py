@@ -66,6 +66,8 @@ class Engine:
         self.trace = Trace()
         self.epoch = 0
         """Counts what was loaded."""
+        self.copy_seconds = 0.0
+        """What it took to copy caches when the plan was loaded."""
         self._vocabulary = graph.dimensions.vocabulary
         self._end_of_generation = end_of_generation
         self._step_seconds = step_seconds
@@ -107,6 +109,7 @@ class Engine:
         )
         self.rounds.stopping = lambda: self._stopping
         self._failure = None
+        self.copy_seconds = wires.copy_seconds
         return wires.kept
 
     @property

@@ -27,6 +27,8 @@ class Wires:
     results: Receiver
     kept: bool = False
     """Whether the caches hold what they held under the plan before."""
+    copy_seconds: float = 0.0
+    """What it took to bring that to other places."""
 
 
 class Fleet(Protocol):

@@ -27,6 +27,8 @@ class Move:
 
     pause_seconds: float
     """Between the last result of the old plan and the first header of the new one."""
+    copy_seconds: float
+    """The part of it in which what is in the caches was copied."""
     load_seconds: float
     """Before that, while the engine went on."""
     regions: int
@@ -72,7 +74,8 @@ class Moves:
                 fleet.drop(leaving)
                 kept = engine.switch(*newest)
                 self.count += 1
-                move = Move(time.monotonic() - began, loaded, regions, 0 if kept else held)
+                paused = time.monotonic() - began
+                move = Move(paused, engine.copy_seconds, loaded, regions, 0 if kept else held)
                 tell("move", f"{regions} regions moved: {move}", epoch=engine.epoch)
                 return move
 

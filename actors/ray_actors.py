@@ -44,6 +44,8 @@ class RayActors(Mapping[str, Any]):
         self._said = ""
         """What was told last of what actors are about."""
         self.spares = Spares(spares)
+        self.found_files: dict[str, tuple[object, bool]] = {}
+        """By actor: whether it found files on its machine; which actor it was, and which files."""
         self._actors: dict[str, Any] = {}
         self._devices: dict[str, list[str]] = {}
         """Actor -> the devices that it holds."""

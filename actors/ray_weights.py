@@ -18,9 +18,14 @@ LOAD_SECONDS = 3600.0
 
 
 def have_files(actors: RayActors, model: ModelFile, names: Collection[str]) -> dict[str, bool]:
-    """Which actors find the model's own files on their machine."""
-    files = ray.put(model.files)
-    return actors.ask({name: actors[name].has_files.remote(files) for name in names})
+    """Which actors find the model's own files on their machine. Each is asked once."""
+    asked = {name: (actors[name], model.files) for name in names}
+    new = [name for name in names if actors.found_files.get(name, ((), False))[0] != asked[name]]
+    if new:
+        files = ray.put(model.files)
+        said = actors.ask({name: actors[name].has_files.remote(files) for name in new})
+        actors.found_files |= {name: (asked[name], found) for name, found in said.items()}
+    return {name: actors.found_files[name][1] for name in names}
 
 
 def load_parts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,8 +32,11 @@ class StatesOnTheMove:
         self._wanted: dict[str, dict[str, tuple[str, ...]]] = {}
         """Actor -> its devices with other states than before -> those states."""
         self._left: list[Any] = []
+        self.seconds = 0.0
+        """What copying has taken."""
         if not pages:
             return
+        began = time.monotonic()
         loaded = {name: own for part in before.values() for name, own in part.parts.items()}
         for actor, part in after.items():
             changed = {n: own.states for n, own in part.parts.items() if loaded.get(n) != own}
@@ -44,14 +48,18 @@ class StatesOnTheMove:
             if leaving and actor in actors:
                 self._left.append(actors[actor].export_states.remote(leaving, pages))
         ray.wait(self._left, num_returns=max(1, len(self._left)))
+        self.seconds += time.monotonic() - began
 
     def arrive(self) -> bool:
         """Fill the new places; whether all that was held is there."""
         if self._pages is None:
             return False
+        began = time.monotonic()
         calls = {
             actor: self._actors[actor].import_states.remote(wanted, self._pages, *self._left)
             for actor, wanted in self._wanted.items()
             if wanted
         }
-        return all(self._actors.ask(calls).values())
+        complete = all(self._actors.ask(calls).values())
+        self.seconds += time.monotonic() - began
+        return complete
