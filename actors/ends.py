@@ -6,7 +6,7 @@ sends, and becomes its end there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -23,6 +23,7 @@ from raygraft.actors.links import (
     allocate_ring,
 )
 from raygraft.actors.links.object import await_reply
+from raygraft.placement.costs import DIRECT
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,18 @@ class Opening:
     """What the receiver has to know to open a link."""
 
     link: str
-    """ "ring", "tcp" or "object"."""
+    """ "ring", "cuda_ipc", "tcp" or "object"."""
     slots: int
     record_bytes: int
     """The largest record."""
     epoch: int = 0
     secret: bytes = field(default=b"", repr=False)
     """Of a tcp link: who holds it may send."""
+
+    @property
+    def instead(self) -> Opening:
+        """What to open where this cannot be reached."""
+        return replace(self, link="ring" if self.link == DIRECT else "object")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,13 @@ class TcpEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceEnd:
+    """The far end of a ring in a device's memory: what another device joins it with."""
+
+    opened: Any
+
+
+@dataclass(frozen=True, slots=True)
 class ActorEnd:
     """The far end of an object link: the actor that records are delivered to."""
 
@@ -80,6 +93,7 @@ class ActorEnd:
 
 
 End = RingEnd | TcpEnd | ActorEnd
+"""What makes a sender."""
 
 
 def open_ring(opening: Opening, name: str) -> tuple[Receiver, RingEnd]:

@@ -14,7 +14,7 @@ from raygraft.actors.part import ActorPart, Links
 from raygraft.actors.sharing import gpu_of
 from raygraft.actors.worker import DeviceWorker
 from raygraft.graph.tensors import WeightSource
-from raygraft.kernels.base import Array, BackendOptions, Commons
+from raygraft.kernels.base import Array, Backend, BackendOptions, Commons, DeviceRing
 from raygraft.placement.devices import DeviceSpec
 
 Exported = tuple[str, Mapping[str, tuple[Array, ...] | None]]
@@ -60,6 +60,7 @@ class Host(Mapping[str, DeviceWorker]):
             worker.make_room(part.parts.get(name))
         for name, own in part.parts.items():
             self._workers[name].load(own, weights)
+            self._workers[name].backend.interrupt(False)
 
     def prepare(self, part: ActorPart, weights: WeightSource) -> None:
         """As `load`, beside the parts that run; what cannot be done is left to `load`."""
@@ -88,9 +89,23 @@ class Host(Mapping[str, DeviceWorker]):
                 worker.import_states(states, pages)
         return complete
 
+    def open_ring(self, slots: int, slot_bytes: int) -> tuple[DeviceRing, Any]:
+        """See `Backend.open_ring`: of the memory that all devices here share."""
+        return self._any_backend.open_ring(slots, slot_bytes)
+
+    def join_ring(self, opened: Any) -> DeviceRing:
+        """See `Backend.join_ring`."""
+        return self._any_backend.join_ring(opened)
+
+    @property
+    def _any_backend(self) -> Backend:
+        return next(iter(self._workers.values())).backend
+
     def stop(self) -> None:
         """Make the loop return soon, whatever it waits for."""
         self._stopping.set()
+        for worker in [*self._workers.values()]:
+            worker.backend.interrupt(True)
 
     def run(self, links: Links) -> None:
         """The resident loop, until shut down. See `ResidentLoop.run`."""

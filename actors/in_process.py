@@ -10,7 +10,7 @@ from contextlib import suppress
 from raygraft.actors.fleet import Wires
 from raygraft.actors.host import Host
 from raygraft.actors.links import Receiver, Sender, local_link
-from raygraft.actors.part import Links, Questions, actor_part_of
+from raygraft.actors.part import Links, Questions, actor_part_of, transfer_bytes
 from raygraft.actors.sharing import actors_of, profiles_of, threads_of
 from raygraft.actors.trace import Recorded
 from raygraft.actors.verification import (
@@ -33,6 +33,7 @@ from raygraft.graph.tensors import WeightSource
 from raygraft.kernels.base import Description
 from raygraft.kernels.verification.checks import CheckResult, Outcome
 from raygraft.kernels.verification.trial import Trial
+from raygraft.placement.costs import DIRECT
 from raygraft.placement.devices import ENGINE, DeviceProfile, DeviceSpec
 from raygraft.placement.plan import Plan
 from raygraft.placement.schedule import (
@@ -157,30 +158,51 @@ class InProcessFleet:
         """See `Fleet.load`."""
         self._used = used_devices(plan.stages)
         actors = used_actors(plan)
-        half_batches = most_half_batches(plan)
         weights = MappedWeights(model.files, model.tensors)
-        senders: dict[str, dict[str, Sender]] = {name: {} for name in actors}
-        receivers: dict[str, dict[str, Receiver]] = {name: {} for name in (*actors, ENGINE)}
-        for source, target in dict.fromkeys((t.source, t.target) for t in records_of(plan)):
-            slots = ring_slots(plan, source, target, half_batches)
-            sender, receiver = local_link(slots, f"{source} to {target}")
-            senders[source][target], receivers[target][source] = sender, receiver
-        control: dict[str, Sender] = {}
         for name in actors:
             try:
                 self._hosts[name].load(actor_part_of(plan, graph, name, epoch), weights)
             except (DeviceFailedError, CapacityError) as error:
                 self._failures[name] = error
                 raise
-            control[name], header = local_link(control_slots(half_batches), f"{ENGINE} to {name}")
-            links = Links(header, receivers[name], senders[name])
+        control, results, links = self._connect(plan, graph)
+        for name in actors:
             thread = threading.Thread(
-                target=self._run, args=(name, links), name=f"actor {name}", daemon=True
+                target=self._run, args=(name, links[name]), name=f"actor {name}", daemon=True
             )
             thread.start()
             self._threads[name] = thread
-        (results,) = receivers[ENGINE].values()
         return Wires(control, results)
+
+    def _connect(
+        self, plan: Plan, graph: Graph
+    ) -> tuple[dict[str, Sender], Receiver, dict[str, Links]]:
+        """The engine's ends of all links, and those of each actor."""
+        actors, half_batches = used_actors(plan), most_half_batches(plan)
+        control: dict[str, Sender] = {}
+        links: dict[str, Links] = {}
+        for name in actors:
+            control[name], header = local_link(control_slots(half_batches), f"{ENGINE} to {name}")
+            links[name] = Links(header, {}, {}, {}, {})
+        records = records_of(plan)
+        for source, target in dict.fromkeys((t.source, t.target) for t in records):
+            own = [t for t in records if (t.source, t.target) == (source, target)]
+            slots = ring_slots(plan, source, target, half_batches)
+            if own[0].link == DIRECT:
+                most = max(transfer_bytes(t, graph, plan.limits) for t in own)
+                ring, opened = self._hosts[target].open_ring(slots, most)
+                with suppress(LinkError):
+                    links[source].rings_out[target] = self._hosts[source].join_ring(opened)
+                    links[target].rings_in[source] = ring
+                    continue
+                ring.close()
+            sender, receiver = local_link(slots, f"{source} to {target}")
+            links[source].senders[target] = sender
+            if target == ENGINE:
+                results = receiver
+            else:
+                links[target].receivers[source] = receiver
+        return control, results, links
 
     def check(self) -> None:
         """See `Fleet.check`."""

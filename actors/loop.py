@@ -23,7 +23,7 @@ from raygraft.actors.part import ActorPart, Links
 from raygraft.actors.records import Record, RecordKind, describe
 from raygraft.actors.sharing import named
 from raygraft.actors.trace import EventKind
-from raygraft.actors.turns import Turn, chained_turns, single_turn
+from raygraft.actors.turns import Turn, Turns
 from raygraft.actors.worker import DeviceWorker, span_of
 from raygraft.graph.errors import DeviceFailedError, LinkError, LinkFullError
 from raygraft.graph.step import Step
@@ -54,8 +54,7 @@ class ResidentLoop:
         self._title = named(tuple(part.parts))
         turns = part.schedule.turns
         units = {n: own for worker in self._devices.values() for n, own in worker.runners.items()}
-        self._turns = [single_turn(turn, units[turn.stage.number]) for turn in turns]
-        self._chained = chained_turns(turns, units)
+        self._turns = Turns(turns, units, links)
         only = {number: [unit.runner for unit in own] for number, own in units.items()}
         self._native = NativeTurns(part, turns, only, links)
         self._values: dict[int, dict[str, Array]] = {}
@@ -84,7 +83,7 @@ class ResidentLoop:
         count = header.transfer
         number = 0
         if count > 1:
-            turn, number = self._turn_at(0)
+            turn, number = self._turns.at(0, apart=self._tracing)
             self._take_turn(turn, halves[0], count)
             while len(halves) < count:
                 halves.append(self._begin(self._receive(self._links.control)))
@@ -92,7 +91,7 @@ class ResidentLoop:
         while number < len(self._turns):
             done = self._run_native(number, halves)
             if done == number:
-                turn, done = self._turn_at(number)
+                turn, done = self._turns.at(number, apart=self._tracing)
                 for half in halves:
                     self._take_turn(turn, half, count)
             number = done
@@ -100,14 +99,9 @@ class ResidentLoop:
             del self._values[half.header.step]
         return True
 
-    def _turn_at(self, number: int) -> tuple[Turn, int]:
-        """The turn to take, and the number of the one after it."""
-        if number in self._chained and not self._tracing:  # a timeline shows stage by stage
-            return self._chained[number]
-        return self._turns[number], number + 1
-
     @property
     def _tracing(self) -> bool:
+        """Whether a timeline wants to show stage by stage."""
         return any(worker.trace.on for worker in self._devices.values())
 
     def _begin(self, header: Record) -> HalfBatch:
@@ -143,7 +137,7 @@ class ResidentLoop:
         number, place = self._native.finish()
         if ended == UNEXPECTED:  # an early record of another half-batch, or one that is wrong
             for half in halves[place:]:
-                self._take_turn(self._turns[number], half, len(halves))
+                self._take_turn(self._turns.single(number), half, len(halves))
             number += 1
         return number
 
@@ -166,6 +160,10 @@ class ResidentLoop:
             for name in outputs.keys() - turn.forget:
                 outputs[name] = outputs[name].copy()
         values.update(outputs)
+        for name, transfer in turn.written:
+            counters = self._devices[name].counters
+            counters.records_sent += 1
+            counters.bytes_sent += half.step.rows * transfer.row_bytes
         for transfer in turn.send:
             self._send(transfer, half, self._devices[turn.stages[-1].device])
         for name in turn.forget:
@@ -202,10 +200,14 @@ class ResidentLoop:
                 local.update(runner.run(step, {name: local[name] for name in names}))
             outputs = {name: local[name] for name in turn.outputs}
         except Exception as error:
+            if self._stopping.is_set():
+                raise _Stopped from error
             raise DeviceFailedError(
                 f"{named(turn.devices)} failed in {span_of(turn.regions)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        if turn.direct and self._stopping.is_set():  # it may have been cut short
+            raise _Stopped
         seconds = (time.perf_counter() - began) / len(turn.stages)
         for stage in turn.stages:
             self._devices[stage.device].counters.run_seconds += seconds
@@ -213,7 +215,7 @@ class ResidentLoop:
 
     def _receive(self, receiver: Receiver, device: DeviceWorker | None = None) -> Record:
         """The next record, for a device's turn; a header is for the first one's."""
-        device = device or self._devices[self._turns[0].stages[0].device]
+        device = device or self._devices[self._turns.single(0).stages[0].device]
         began = time.perf_counter()
         while not self._stopping.is_set():
             record = receiver.receive(SLICE_SECONDS)

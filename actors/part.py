@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from raygraft.graph.capability import Limits, RegionSignature, Verdict
 from raygraft.graph.graph import Graph, Region, Subgraph
 from raygraft.graph.operators import Signature
 from raygraft.graph.tensors import TensorInfo, WeightForm
-from raygraft.kernels.base import Description
+from raygraft.kernels.base import Description, DeviceRing
 from raygraft.placement.plan import Plan, Transfer
 from raygraft.placement.schedule import Schedule, schedule_of, used_devices
 
@@ -106,10 +106,14 @@ class Links:
     """An actor's ends of its links."""
 
     control: Receiver
-    receivers: Mapping[str, Receiver]
+    receivers: dict[str, Receiver]
     """By the actor that sends."""
-    senders: Mapping[str, Sender]
+    senders: dict[str, Sender]
     """By the actor that receives, or the engine."""
+    rings_in: dict[str, DeviceRing] = field(default_factory=dict)
+    """Of actors whose records arrive in a device's memory: these have no receiver."""
+    rings_out: dict[str, DeviceRing] = field(default_factory=dict)
+    """Of actors whose device's memory is written to: these have no sender."""
 
 
 def part_of(plan: Plan, graph: Graph, device: str) -> Part:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from raygraft.actors.ends import End, Opening, link_name, open_link
+from raygraft.actors.ends import DeviceEnd, End, Opening, link_name, open_link
 from raygraft.actors.host import Exported, Host
 from raygraft.actors.links import Inbox, Outbox, Receiver, Sender
 from raygraft.actors.part import ActorPart, Answers, Links, Questions
@@ -31,10 +31,11 @@ from raygraft.graph.tensors import (
     take_slice,
 )
 from raygraft.kernels import find_backend
-from raygraft.kernels.base import Description
+from raygraft.kernels.base import Description, DeviceRing
 from raygraft.kernels.compile_cache import doing
 from raygraft.kernels.verification.checks import CheckResult
 from raygraft.kernels.verification.trial import Trial
+from raygraft.placement.costs import DIRECT
 from raygraft.placement.devices import ENGINE, DeviceSpec
 
 
@@ -72,6 +73,8 @@ class RayDevice:
         self._epoch = 0
         self._receivers: dict[str, Receiver] = {}
         self._senders: dict[str, Sender] = {}
+        self._rings_in: dict[str, DeviceRing] = {}
+        self._rings_out: dict[str, DeviceRing] = {}
 
     def warm_up(self, backends: Sequence[str]) -> None:
         """Import what these backends need, and load their kernels."""
@@ -139,29 +142,42 @@ class RayDevice:
         """Run one check on a device, with weights as in `load`."""
         return self._host[device].check(trial, _weights(trial.check.tensors, files, stored))
 
-    def open_links(self, openings: Mapping[str, Opening]) -> dict[str, End | None]:
+    def open_links(self, openings: Mapping[str, Opening]) -> dict[str, End | DeviceEnd | None]:
         """Open the receiving end of the link from each source; what the sources need for theirs."""
-        ends: dict[str, End | None] = {}
+        ends: dict[str, End | DeviceEnd | None] = {}
         for source, opening in openings.items():
-            if source in self._receivers:
-                self._receivers[source].close()
+            for earlier in (self._receivers.pop(source, None), self._rings_in.pop(source, None)):
+                if earlier is not None:
+                    earlier.close()
             name = link_name(source, self._name)
             self._epoch = opening.epoch
-            self._receivers[source], ends[source] = open_link(opening, name, self._inbox)
+            if opening.link == DIRECT:
+                size = opening.slots, opening.record_bytes
+                self._rings_in[source], opened = self._host.open_ring(*size)
+                ends[source] = DeviceEnd(opened)
+            else:
+                self._receivers[source], ends[source] = open_link(opening, name, self._inbox)
         return ends
 
-    def connect(self, ends: Mapping[str, End | None]) -> dict[str, str]:
+    def connect(self, ends: Mapping[str, End | DeviceEnd | None]) -> dict[str, str]:
         """Take the other ends of the links to each target; None is the engine's outbox.
 
         Returns the targets that cannot be reached, and why.
         """
         unreached = {}
         for target, end in ends.items():
+            name = link_name(self._name, target)
+            self._senders.pop(target, None)
+            if target in self._rings_out:
+                self._rings_out.pop(target).close()
             try:
-                name = link_name(self._name, target)
-                self._senders[target] = self._outbox if end is None else end.sender(name)
+                if isinstance(end, DeviceEnd):
+                    self._rings_out[target] = self._host.join_ring(end.opened)
+                else:
+                    self._senders[target] = self._outbox if end is None else end.sender(name)
             except LinkError as error:
-                unreached[target] = str(error)
+                reason = f"link {name}: {error}" if isinstance(end, DeviceEnd) else str(error)
+                unreached[target] = reason
         return unreached
 
     @ray.method(concurrency_group="loop")
@@ -169,7 +185,8 @@ class RayDevice:
         """The resident loop: returns when it is shut down, fails when the device fails."""
         control = self._receivers[ENGINE]
         receivers = {name: end for name, end in self._receivers.items() if name != ENGINE}
-        self._host.run(Links(control, receivers, self._senders))
+        links = Links(control, receivers, self._senders, self._rings_in, self._rings_out)
+        self._host.run(links)
 
     @ray.method(concurrency_group="health")
     def ping(self) -> str:
@@ -186,12 +203,14 @@ class RayDevice:
 
     def close_links(self) -> None:
         """Let go of all links, after the loop has ended."""
-        ends: list[Receiver | Sender] = [*self._receivers.values(), *self._senders.values()]
+        groups: tuple[dict[str, Any], ...] = (
+            self._receivers, self._senders, self._rings_in, self._rings_out,
+        )  # fmt: skip
         self._outbox.close()
-        for end in ends:
-            end.close()
-        self._receivers.clear()
-        self._senders.clear()
+        for ends in groups:
+            for end in ends.values():
+                end.close()
+            ends.clear()
         self._inbox, self._outbox = Inbox(), Outbox(link_name(self._name, ENGINE))
 
     @ray.method(concurrency_group="arrivals")

@@ -163,7 +163,7 @@ class RayFleet:
         wires = wiring.connect(openings_of(plan, graph, self.node, epoch))
         self._loops.start(tuple(parts))
         self._actors.spares.refill_soon(self._actors.nodes, self._actors.specs)
-        return replace(wires, kept=kept)
+        return replace(wires, kept=kept, copy_seconds=states.seconds)
 
     def check(self) -> None:
         """See `Fleet.check`."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from raygraft.graph.capability import NO_CLAIM, Limits, Pattern, RegionSignature, Verdict, no
 from raygraft.graph.graph import Subgraph
-from raygraft.graph.operators import Signature
+from raygraft.graph.operators import Signature, Value
 from raygraft.graph.step import Step
 from raygraft.graph.tensors import WeightForm, WeightSource, row_bytes
 
@@ -59,6 +59,8 @@ class Description:
     threads: int
     versions: tuple[tuple[str, str], ...]
     """Libraries that compute, with their versions."""
+    link: str = ""
+    """Name of the link by which others of its kind on this machine may write to its memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,25 @@ class Runner(ABC):
         raise NotImplementedError
 
 
+class DeviceRing(ABC):
+    """One end of a ring of records in a device's memory, which another device writes to.
+
+    Nothing of a record goes through the host: it is put and taken by runners, in chains with
+    those that make and use it, and who has to wait waits on the device.
+    """
+
+    @abstractmethod
+    def runner(self, values: Sequence[Value]) -> Runner:
+        """One that takes the next record, or puts it, at its place in a chain.
+
+        A taken record's values are the runner's outputs, those of one to be put its inputs.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it, when no step runs. Closing twice is allowed."""
+
+
 class Backend(ABC):
     """One way to compute regions. A device makes one instance, in the process that runs it.
 
@@ -165,6 +186,24 @@ class Backend(ABC):
         """Memory that a weight takes once loaded; as in the file unless overridden."""
         kind, shape = form
         return prod(shape[:-1]) * row_bytes(kind, shape[-1])
+
+    def open_ring(self, slots: int, slot_bytes: int) -> tuple[DeviceRing, Any]:
+        """A ring in this device's memory: the end that takes, and what another joins it with.
+
+        Only of a backend whose description names a link. What is returned second can be pickled.
+        Raises CapacityError, LinkError.
+        """
+        raise NotImplementedError
+
+    def join_ring(self, opened: Any) -> DeviceRing:
+        """The end that puts, of a ring that another device has opened. Raises LinkError."""
+        raise NotImplementedError
+
+    def interrupt(self, wanted: bool) -> None:  # noqa: B027  # most never wait for others
+        """Whether runs that wait for another device shall end at once, with nothing to show.
+
+        Called from a thread beside the one that runs.
+        """
 
     @abstractmethod
     def load(self, subgraph: Subgraph, weights: WeightSource, limits: Limits) -> Runner:

@@ -16,9 +16,12 @@ REGION_SECONDS = 5e-6
 """Least time of any region: the call itself."""
 SHARED = "shared"
 """Name of the link that is none: from device to device inside of an actor."""
+DIRECT = "cuda_ipc"
+"""Name of the link from GPU to GPU of one node: the sender writes to the receiver's memory, and
+nobody waits for the host."""
 # See docs/benchmarks.md; for tcp, as long again for the network as the link itself takes.
-HOP_SECONDS = {SHARED: 5e-6, "ring": 3e-5, "tcp": 1e-4, "object": 2e-3}
-LINK_BANDWIDTH = {SHARED: 1e12, "ring": 5e9, "tcp": 1e9, "object": 1e9}
+HOP_SECONDS = {SHARED: 5e-6, DIRECT: 5e-6, "ring": 3e-5, "tcp": 1e-4, "object": 2e-3}
+LINK_BANDWIDTH = {SHARED: 1e12, DIRECT: 2e11, "ring": 5e9, "tcp": 1e9, "object": 1e9}
 
 
 def bandwidth(device: DeviceProfile) -> float:
@@ -31,7 +34,10 @@ def link_between(source: Place, target: Place) -> str:
     """The link that values take."""
     if source.actor == target.actor:
         return SHARED
-    return "ring" if source.node == target.node else "tcp"
+    if source.node != target.node:
+        return "tcp"
+    direct = source.link and source.link == target.link and source.gpu != target.gpu
+    return source.link if direct else "ring"
 
 
 def hop_seconds(link: str, nbytes: int) -> float:

@@ -23,6 +23,10 @@ class Place(NamedTuple):
     """Which machine."""
     actor: str
     """Which actor there; its devices hand values on by reference."""
+    gpu: int | None = None
+    """Which GPU there, when the actor is on one."""
+    link: str = ""
+    """The link by which another GPU of this node may write to its memory; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,10 @@ class DeviceProfile:
     """Which machine it is on; devices of one node share memory."""
     actor: str = ""
     """The actor that it shares with others; empty when it has one of its own."""
+    gpu: int | None = None
+    """The GPU that its actor is on, and on no other."""
+    link: str = ""
+    """See `Place.link`."""
     asked: bool = True
     """False when the answers are declared ones, from a plan made without the device running."""
     _allowed: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -74,7 +82,7 @@ class DeviceProfile:
     @property
     def place(self) -> Place:
         """Its node and its actor, which has the device's name unless it is shared."""
-        return Place(self.node, self.actor or self.name)
+        return Place(self.node, self.actor or self.name, self.gpu, self.link)
 
     def bytes_of(self, graph: Graph, weight: WeightSlice) -> int:
         """Memory that a weight takes, once loaded there."""

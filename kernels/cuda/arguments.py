@@ -22,6 +22,11 @@ def integer(value: int) -> ctypes.c_int32:
     return ctypes.c_int32(value)
 
 
+def long_integer(value: int) -> ctypes.c_int64:
+    """A 64-bit integer argument."""
+    return ctypes.c_int64(value)
+
+
 def number(value: float) -> ctypes.c_float:
     """A float argument."""
     return ctypes.c_float(value)
@@ -59,6 +64,20 @@ class Product(ctypes.Structure):
         ("chunks", _int),
         ("columns", _int),
         ("rows", _int),
+    )
+
+
+class Ring(ctypes.Structure):
+    """One end of a ring of records."""
+
+    _fields_ = (
+        ("memory", _pointer),
+        ("own", _pointer),
+        ("stop", _pointer),
+        ("stride", ctypes.c_int64),
+        ("small", ctypes.c_int64),
+        ("slots", _int),
+        ("early", _int),
     )
 
 

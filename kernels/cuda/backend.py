@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
 from raygraft.graph.capability import YES, Limits, Verdict, no
+from raygraft.graph.errors import LinkError
 from raygraft.graph.graph import Subgraph
 from raygraft.graph.operators import CACHE_TYPES, Operator, Signature
 from raygraft.graph.rotary import RotaryEmbedding
@@ -13,9 +15,11 @@ from raygraft.graph.tensors import WeightForm, WeightSlice, WeightSource
 from raygraft.kernels.base import Backend, BackendOptions, Description, Runner
 from raygraft.kernels.cuda.attention import LARGEST_HEAD
 from raygraft.kernels.cuda.gpu import Gpu
+from raygraft.kernels.cuda.rings import CudaRing, OpenedRing, join_ring, open_ring
 from raygraft.kernels.cuda.runner import CudaRunner
 from raygraft.kernels.cuda.sampling import LARGEST_VOCABULARY
-from raygraft.kernels.cuda.unit import CudaUnit, Shared
+from raygraft.kernels.cuda.shared import Shared
+from raygraft.kernels.cuda.unit import CudaUnit
 from raygraft.kernels.cuda.weights import (
     Floats,
     Weight,
@@ -72,6 +76,7 @@ class CudaBackend(Backend):
             memory_free=free,
             threads=self.options.threads,
             versions=versions,
+            link="cuda_ipc",
         )
 
     def supports_op(self, signature: Signature, limits: Limits) -> Verdict:
@@ -105,6 +110,20 @@ class CudaBackend(Backend):
             self._gpu.stream.synchronize()
             self._gpu.cupy.get_default_memory_pool().free_all_blocks()
         return CudaRunner(self.shared, [CudaUnit(self.shared, subgraph, own, tables, limits)])
+
+    def open_ring(self, slots: int, slot_bytes: int) -> tuple[CudaRing, OpenedRing]:
+        """See `Backend.open_ring`."""
+        return open_ring(self.shared, slots, slot_bytes)
+
+    def join_ring(self, opened: OpenedRing) -> CudaRing:
+        """See `Backend.join_ring`."""
+        if opened.process == os.getpid():  # what one thread asks of CUDA may wait for the other
+            raise LinkError("GPUs write to each other's memory only between processes")
+        return join_ring(self.shared, opened)
+
+    def interrupt(self, wanted: bool) -> None:
+        """See `Backend.interrupt`."""
+        self.shared.stop[0] = int(wanted)
 
     def _weights_of(self, op: Operator, weights: WeightSource) -> dict[str, Weight]:
         found: dict[str, Weight] = {}

@@ -11,7 +11,8 @@ from raygraft.graph.step import Step
 from raygraft.kernels.base import Array, Runner, Values
 from raygraft.kernels.cuda import sampling
 from raygraft.kernels.cuda.buffers import FEW, Counts
-from raygraft.kernels.cuda.unit import CudaUnit, Shared
+from raygraft.kernels.cuda.shared import Shared
+from raygraft.kernels.cuda.unit import Launches
 from raygraft.kernels.reference.sampling import sample
 
 NOT_GREEDY = 0
@@ -22,7 +23,7 @@ class CudaRunner(Runner):
     """Runs units on the GPU; nothing is waited for before the last one's outputs are wanted."""
 
     def __init__(
-        self, shared: Shared, units: Sequence[CudaUnit], outputs: Collection[str] | None = None
+        self, shared: Shared, units: Sequence[Launches], outputs: Collection[str] | None = None
     ) -> None:
         """Each unit may read what those before it have made; `outputs` are those of the last."""
         self.units = tuple(units)
@@ -70,7 +71,7 @@ class CudaRunner(Runner):
         """Fill pages with what `export_state` gave."""
         self._owner(name).import_state(name, pages, content)
 
-    def _owner(self, state: str) -> CudaUnit:
+    def _owner(self, state: str) -> Launches:
         return next(unit for unit in self.units if state in unit.states)
 
     def run(self, step: Step, inputs: Values) -> dict[str, Array]:
@@ -96,7 +97,7 @@ class CudaRunner(Runner):
 
     def _replay(self, counts: Counts, most: int) -> None:
         """Launch as a graph where one was captured; capture one when a step comes again."""
-        empty = not any(unit.launcher.program.order for unit in self.units)
+        empty = not any(unit.launches for unit in self.units)
         if max(counts.tokens, counts.logits) > FEW or empty:
             self.enqueue(counts, most)
             return

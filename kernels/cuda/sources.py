@@ -82,6 +82,11 @@ def prompt_attention_source() -> str:
     return read("common.cuh") + read("prompt_attention.cu")
 
 
+def rings_source() -> str:
+    """Records that go from GPU to GPU."""
+    return read("common.cuh") + read("rings.cu")
+
+
 def sample_source() -> str:
     """Greedy sampling and log probabilities."""
     return read("common.cuh") + read("sample.cu")
@@ -154,6 +159,7 @@ def all_sources() -> dict[str, str]:
         ),
         "prompt attention": prompt_attention_source(),
         "sample": sample_source(),
+        "rings": rings_source(),
     }
     found |= {f"expand {kind}": expand_source(kind) for kind in FORMATS}
     found |= {f"product {kind}": product_source((kind, kind)) for kind in FORMATS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,29 +18,58 @@ from raygraft.kernels.cuda import sampling
 from raygraft.kernels.cuda.attention import allocate_cache
 from raygraft.kernels.cuda.buffers import Counts
 from raygraft.kernels.cuda.fusion import compile_program
-from raygraft.kernels.cuda.gpu import Gpu
 from raygraft.kernels.cuda.launches import Launcher
-from raygraft.kernels.cuda.memory import Arena
-from raygraft.kernels.cuda.step import DeviceStep
+from raygraft.kernels.cuda.shared import Shared
 from raygraft.kernels.cuda.weights import PackedMatrix, Weight
 
 
-class Shared:
-    """What all subgraphs on a GPU use together, those of all devices of an actor."""
+class Launches(ABC):
+    """What is launched at its place in a chain: a loaded subgraph, or one end of a ring.
 
-    def __init__(self, gpu: Gpu) -> None:
-        self.gpu = gpu
-        self.arena = Arena(gpu)
-        self.step = DeviceStep(gpu)
+    Inputs and outputs are addresses.
+    """
+
+    samples: Sequence[Operator] = ()
+    """Operators that sample: see `CudaRunner`."""
+    launches = True
+    """Whether there is anything to launch."""
+
+    def __init__(self, subgraph: Subgraph, made: frozenset[str]) -> None:
+        self.subgraph = subgraph
+        self.made = made
+        """Values that are there after a step."""
+
+    def allocate_state(self, blocks: int, block_size: int) -> None:  # noqa: B027  # most have none
+        """See `Runner.allocate_state`."""
 
     @property
-    def version(self) -> tuple[int, int]:
-        """Changes when an address does; graphs captured before are void."""
-        return self.arena.version, self.step.version
+    def states(self) -> frozenset[str]:
+        """The attention operators whose caches it has."""
+        return frozenset()
+
+    def export_state(self, name: str, pages: Sequence[int]) -> tuple[Array, ...]:
+        """See `Runner.export_state`."""
+        raise NotImplementedError
+
+    def import_state(self, name: str, pages: Sequence[int], content: tuple[Array, ...]) -> None:
+        """See `Runner.import_state`."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def address(self, name: str, counts: Counts) -> int:
+        """Of an input's or output's own memory in a step of so many rows."""
+
+    @abstractmethod
+    def enqueue(self, counts: Counts, most: int, given: Mapping[str, int]) -> dict[str, int]:
+        """Launch a step that has been uploaded; addresses of what is made.
+
+        `given` are addresses of inputs. What is made lies in memory that the next step overwrites.
+        With `most`, rows of logits are sampled: so many of the best are looked for.
+        """
 
 
-class CudaUnit:
-    """Launches a subgraph; inputs and outputs are addresses."""
+class CudaUnit(Launches):
+    """Launches a subgraph."""
 
     def __init__(
         self,
@@ -50,7 +80,6 @@ class CudaUnit:
         limits: Limits,
     ) -> None:
         """`weights` holds each operator's weights by role, `tables` the angles of each `rope`."""
-        self.subgraph = subgraph
         self.samples = [op for op in subgraph.operators if op.kind == "sample"]
         self._shared = shared
         self._gpu = shared.gpu
@@ -61,17 +90,18 @@ class CudaUnit:
         outputs = [name for name in subgraph.outputs if name not in sampled]
         made = {name for op in own for name in op.outputs}
         outputs += [name for name in logits if name in made and name not in outputs]
-        self.made = frozenset(outputs)
-        """Values that are there after a step: outputs, less sampled ones, and logits."""
+        super().__init__(subgraph, frozenset(outputs))  # less sampled ones, and with logits
         self._stateful: Sequence[Operator] = [op for op in own if op.state is not None]
         kinds = {op.name: _kind(weights[op.name]["weight"]) for op in own if op.kind == "matmul"}
         plain = replace(subgraph, operators=own, outputs=tuple(outputs))
         token = object()
+        program = compile_program(plain, kinds)
+        self.launches = bool(program.order)
         self.launcher = Launcher(
             gpu=self._gpu,
             arena=shared.arena,
             step=shared.step,
-            program=compile_program(plain, kinds),
+            program=program,
             values=subgraph.values,
             weights=weights,
             tables=tables,
@@ -91,7 +121,7 @@ class CudaUnit:
 
     @property
     def states(self) -> frozenset[str]:
-        """The attention operators whose caches it has."""
+        """See `Launches.states`."""
         return frozenset(self.launcher.attention.caches)
 
     def export_state(self, name: str, pages: Sequence[int]) -> tuple[Array, ...]:
@@ -111,16 +141,12 @@ class CudaUnit:
             self._gpu.stream.synchronize()
 
     def address(self, name: str, counts: Counts) -> int:
-        """Of an input's or output's own memory in a step of so many rows."""
+        """See `Launches.address`."""
         self.launcher.buffers.start(counts, {})
         return self.launcher.buffers.floats(name)
 
     def enqueue(self, counts: Counts, most: int, given: Mapping[str, int]) -> dict[str, int]:
-        """Launch a step that has been uploaded; addresses of what is made.
-
-        `given` are addresses of inputs. What is made lies in the unit's memory, which its next step
-        overwrites. With `most`, rows of logits are sampled: so many of the best are looked for.
-        """
+        """See `Launches.enqueue`."""
         self.launcher.launch(counts, given)
         for op in self.samples if most else ():
             logits = given.get(op.inputs[0]) or self.launcher.buffers.floats(op.inputs[0])

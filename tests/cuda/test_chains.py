@@ -43,7 +43,7 @@ class FakeUnit:
         self.made = frozenset(subgraph.outputs)
         self.samples: list[object] = []
         self.states = frozenset[str]()
-        self.launcher = SimpleNamespace(program=SimpleNamespace(order=[1]))
+        self.launches = True
         self._memory = memory
         self._places = {
             name: 1000 * number + place

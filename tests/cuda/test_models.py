@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from engine.comparison import answer
+from engine.comparison import CLOSE, answer, differences
 from tiny_models import write_tiny_llama
 
 from raygraft import LLM, SamplingParams
@@ -10,23 +10,8 @@ from raygraft.graph.builder import MAX_LOGPROBS
 
 pytestmark = pytest.mark.gpu
 
-CLOSE = 0.02
-"""Two tokens whose log probabilities are as close may change places, and no others may."""
 ONE = [{"name": "g", "backend": "cuda"}]
 TWO = [{"name": "a", "backend": "cuda"}, {"name": "b", "backend": "cuda"}]
-
-
-def differences(ours, tokens, logprobs):
-    """Of an answer's log probabilities, up to where two best ones of the oracle are close."""
-    found = []
-    for position, (token, theirs) in enumerate(zip(tokens, logprobs, strict=True)):
-        mine = ours.logprobs[position]
-        found += [abs(mine[t] - value) for t, value in theirs.items() if t in mine]
-        best = sorted(theirs.values(), reverse=True)
-        if ours.token_ids[position] != token:
-            assert best[0] - best[1] < CLOSE, f"position {position}"
-            break
-    return found
 
 
 @pytest.mark.parametrize("devices", [ONE, TWO], ids=["uncut", "cut"])

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from raygraft import LLM, Completion, SamplingParams
 
-Case = Mapping[str, object]
+CLOSE = 0.02
+"""Two tokens whose log probabilities are as close may change places on a GPU, no others may."""
 
 
 def answer(llm: LLM, cases: Sequence[Mapping]) -> list[Completion]:
@@ -42,3 +43,19 @@ def largest_difference(
             right = yours.get(token, min(yours.values()))
             worst = max(worst, abs(left - right))
     return worst
+
+
+def differences(
+    ours: Completion, tokens: Sequence[int], logprobs: Sequence[Mapping[int, float]]
+) -> list[float]:
+    """Of an answer's log probabilities, up to where two best ones of the others are close."""
+    assert ours.logprobs is not None
+    found = []
+    for position, (token, theirs) in enumerate(zip(tokens, logprobs, strict=True)):
+        mine = ours.logprobs[position]
+        found += [abs(mine[t] - value) for t, value in theirs.items() if t in mine]
+        best = sorted(theirs.values(), reverse=True)
+        if ours.token_ids[position] != token:
+            assert best[0] - best[1] < CLOSE, f"position {position}"
+            break
+    return found

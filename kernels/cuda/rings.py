@@ -1,0 +1,188 @@
+"""Rings of records in a GPU's memory, which another GPU of the machine writes to.
+
+Between processes the memory is shared by CUDA's interprocess handles
+(https://docs.nvidia.com/cuda/cuda-c-programming-guide/#interprocess-communication). Putting and
+taking are launches in the stream, between those of the stages, so that a whole step with all that
+it waits for is one CUDA graph.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from raygraft.graph.errors import LinkError
+from raygraft.graph.graph import Subgraph
+from raygraft.graph.operators import Value
+from raygraft.kernels.base import DeviceRing
+from raygraft.kernels.cuda import sources
+from raygraft.kernels.cuda.arguments import Ring, integer, long_integer, pointer
+from raygraft.kernels.cuda.buffers import Counts, capacity
+from raygraft.kernels.cuda.runner import CudaRunner
+from raygraft.kernels.cuda.shared import Shared
+from raygraft.kernels.cuda.unit import Launches
+
+_HEADER = 512  # as SLOTS in rings.cu
+_OWN_WORDS = 3
+_SLOT_ALIGNMENT, _VALUE_ALIGNMENT = 128, 64
+_UNIT = 16  # bytes of a load; of a small record half of them are its number
+_LARGEST_SMALL = 512 << 10
+"""Bytes of a record up to which latency counts for more than bandwidth."""
+_SPARE_SLOTS = 8
+"""With so many a sender seldom has to look in far memory how many records were taken."""
+_SPARE_BYTES = 64 << 20
+_THREADS = 1024
+_MOST_BLOCKS = 64
+_PEER_ACCESS = 1  # cudaIpcMemLazyEnablePeerAccess
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedRing:
+    """What a sender needs to know of a ring."""
+
+    process: int
+    gpu: int
+    address: int
+    handle: bytes
+    slots: int
+    stride: int
+    """Bytes of a slot."""
+
+    @property
+    def largest_small(self) -> int:
+        """Bytes of the largest record that is sent as a small one."""
+        return min(self.stride, _LARGEST_SMALL)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all of it."""
+        return _HEADER + self.slots * (self.stride + 2 * self.largest_small)
+
+
+class CudaRing(DeviceRing):
+    """One end of a ring, on the GPU that takes or on the one that puts."""
+
+    def __init__(
+        self, shared: Shared, kernel: str, opened: OpenedRing, address: int, memory: Any = None
+    ) -> None:
+        """`kernel` is "put" or "take"; `address` is where this process sees the ring's memory."""
+        self.shared = shared
+        self.kernel = kernel
+        self._memory = memory
+        self._mapped = address if memory is None and opened.process != os.getpid() else 0
+        gpu = shared.gpu
+        self._own = gpu.allocate("the counters of a link", (_OWN_WORDS,), "uint64")
+        gpu.stream.synchronize()
+        # On one GPU, a kernel that waits must leave room for those that it waits for.
+        other = (opened.process, opened.gpu) != (os.getpid(), gpu.number)
+        self.largest_small = opened.largest_small
+        self.argument = Ring(
+            address, int(self._own.data.ptr), shared.stop.ctypes.data, opened.stride,
+            2 * opened.largest_small, opened.slots, int(other),
+        )  # fmt: skip
+
+    def runner(self, values: Sequence[Value]) -> CudaRunner:
+        """See `DeviceRing.runner`."""
+        return CudaRunner(self.shared, [RingUnit(self, values)])
+
+    def close(self) -> None:
+        """See `DeviceRing.close`: memory that others may still see is kept for the next ring."""
+        if self._mapped:
+            with suppress(Exception), self.shared.gpu.active():  # its owner may be gone
+                self.shared.gpu.cupy.cuda.runtime.ipcCloseMemHandle(self._mapped)
+        if self._memory is not None:
+            self.shared.give_back(self._memory)
+        self._mapped, self._memory = 0, None
+
+
+class RingUnit(Launches):
+    """Takes a record's values, or puts them."""
+
+    def __init__(self, ring: CudaRing, values: Sequence[Value]) -> None:
+        names = tuple(value.name for value in values)
+        known = {value.name: value for value in values}
+        takes = ring.kernel == "take"
+        subgraph = Subgraph((), () if takes else names, names if takes else (), known)
+        super().__init__(subgraph, frozenset(subgraph.outputs))
+        self._ring = ring
+        self._gpu = ring.shared.gpu
+
+    def address(self, name: str, counts: Counts) -> int:
+        """Of a value's own memory, where it is taken to."""
+        rows = capacity(self._rows(name, counts))
+        size = rows * self.subgraph.values[name].row_bytes
+        return self._ring.shared.arena.room((self, name), size, f"the value {name}")
+
+    def enqueue(self, counts: Counts, most: int, given: Mapping[str, int]) -> dict[str, int]:
+        """Launch. Nothing follows before a record has been taken, or there was room for it."""
+        places = {name: self.address(name, counts) for name in self.made} | dict(given)
+        sizes = {
+            name: self._rows(name, counts) * value.row_bytes
+            for name, value in self.subgraph.values.items()
+        }
+        small = sum(map(_aligned, sizes.values())) <= self._ring.largest_small
+        name, unit = self._ring.kernel + "_small" * small, _UNIT // 2 if small else _UNIT
+        kernel = self._gpu.kernel("rings", name, sources.rings_source)
+        last = [*sizes][-1]
+        offset = 0
+        for value, size in sizes.items():
+            count = _aligned(size) // unit
+            blocks = min(max(1, -(-count // _THREADS)), _MOST_BLOCKS)
+            self._gpu.launch(
+                kernel, (blocks, 1, 1), _THREADS,
+                (self._ring.argument, pointer(places[value]), long_integer(count),
+                 long_integer(offset // unit if small else offset), integer(value == last)),
+            )  # fmt: skip
+            offset += _aligned(size)
+        return {name: places[name] for name in self.made}
+
+    def _rows(self, name: str, counts: Counts) -> int:
+        logits = self.subgraph.values[name].rows == "logits"
+        return counts.logits if logits else counts.tokens
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _VALUE_ALIGNMENT) * _VALUE_ALIGNMENT
+
+
+def open_ring(shared: Shared, slots: int, slot_bytes: int) -> tuple[CudaRing, OpenedRing]:
+    """A ring in this GPU's memory. Raises CapacityError, LinkError."""
+    stride = -(-slot_bytes // _SLOT_ALIGNMENT) * _SLOT_ALIGNMENT
+    slots = max(slots, min(_SPARE_SLOTS, _SPARE_BYTES // stride))
+    gpu = shared.gpu
+    opened = OpenedRing(os.getpid(), gpu.number, 0, b"", slots, stride)
+    with gpu.active():
+        memory = shared.exported(opened.size)
+        runtime = gpu.cupy.cuda.runtime
+        runtime.memset(memory.ptr, 0, opened.size)  # no piece of it is a record's
+        opened = replace(opened, address=memory.ptr, handle=runtime.ipcGetMemHandle(memory.ptr))
+        return CudaRing(shared, "take", opened, memory.ptr, memory), opened
+
+
+def join_ring(shared: Shared, opened: OpenedRing) -> CudaRing:
+    """The end that puts. Raises LinkError where the GPUs cannot reach each other."""
+    gpu = shared.gpu
+    runtime = gpu.cupy.cuda.runtime
+    with gpu.active():
+        if opened.process == os.getpid():
+            address = opened.address
+            if opened.gpu != gpu.number:
+                _enable_peer(runtime, gpu.number, opened.gpu)
+        else:
+            try:
+                address = runtime.ipcOpenMemHandle(opened.handle, _PEER_ACCESS)
+            except runtime.CUDARuntimeError as error:
+                raise LinkError(
+                    f"GPU {gpu.number} cannot reach the memory of GPU {opened.gpu}: {error}"
+                ) from error
+        return CudaRing(shared, "put", opened, address)
+
+
+def _enable_peer(runtime: Any, own: int, other: int) -> None:
+    if not runtime.deviceCanAccessPeer(own, other):
+        raise LinkError(f"GPU {own} cannot reach the memory of GPU {other}")
+    with suppress(runtime.CUDARuntimeError):  # it was enabled before
+        runtime.deviceEnablePeerAccess(other)
