@@ -5,10 +5,12 @@ Its actor runs what it has loaded. A device knows nothing of actors, links and R
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from raygraft.actors import compiled_turns
 from raygraft.actors.part import Answers, Part, Questions
 from raygraft.actors.trace import Trace
 from raygraft.graph.errors import (
@@ -17,6 +19,7 @@ from raygraft.graph.errors import (
     DeviceFailedError,
     RaygraftError,
 )
+from raygraft.graph.gguf_file import MappedWeights
 from raygraft.graph.graph import Subgraph
 from raygraft.graph.patterns import find_patterns
 from raygraft.graph.tensors import WeightSource
@@ -131,6 +134,7 @@ class DeviceWorker:
             return
         self.runners = self._load_all(self.backend, part, weights)
         self._part = part
+        _give_back_memory()
 
     def export_states(
         self, names: Collection[str], pages: Sequence[int]
@@ -174,6 +178,11 @@ class DeviceWorker:
                 raise DeviceFailedError(
                     f"{self._cannot_load(part, number)}: {type(error).__name__}: {error}"
                 ) from error
+        for unit in (unit for own in runners.values() for unit in own):
+            if unit.runner.native() is not None:  # which makes it ready
+                compiled_turns.prepare()
+        if isinstance(weights, MappedWeights):
+            weights.release()
         return runners
 
     def _cannot_load(self, part: Part, number: int) -> str:
@@ -187,6 +196,12 @@ def _load_unit(
     if subgraph.states:
         runner.allocate_state(part.cache_blocks, part.block_size)
     return LoadedUnit(subgraph, runner)
+
+
+def _give_back_memory() -> None:
+    """Let the C library return to the system what loading has freed."""
+    with suppress(AttributeError, OSError, TypeError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def span_of(regions: Sequence[str]) -> str:

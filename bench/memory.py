@@ -4,9 +4,13 @@
 
 Uncut and cut, the model is loaded once to fill the caches of compiled kernels and packed weights,
 then again; a prompt fills the KV cache. Each device's process is compared with a device of the same
-fleet that was given nothing: what it has more, less the KV cache, over the bytes that its regions'
-weights have in the file. PSS counts a page that several processes share in parts (Linux); RSS
-counts it in each.
+fleet that was given nothing, whose backend is imported as well: what it has more, less the KV
+cache, over the bytes that its regions' weights have in the file.
+
+Pages of the model's files and of packed weights count in full, though other processes may map them
+too: who else runs must not make a device look smaller. All others count by their PSS, in parts
+where several processes share them: those of libraries, which belong to nobody, and rings with two
+ends. By RSS everything counts in full. Linux only.
 """
 
 from __future__ import annotations
@@ -33,16 +37,26 @@ CUTS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+KINDS = ("weights", "libraries", "own")
+
+
 def memory_of(llm: LLM) -> dict[str, dict[str, int]]:
-    """Device -> its process's PSS and RSS in bytes."""
+    """Device -> its process's memory in bytes: by kind, and its RSS."""
     actors: dict[str, Any] = llm.engine_thread.engine.fleet._actors  # type: ignore[attr-defined]
     calls = {
         name: actor.__ray_call__.remote(lambda _: os.getpid()) for name, actor in actors.items()
     }
     found = {}
     for name, call in calls.items():
-        said = psutil.Process(ray.get(call)).memory_full_info()
-        found[name] = {"rss": said.rss, "pss": getattr(said, "pss", said.rss)}
+        counted = dict.fromkeys((*KINDS, "rss"), 0)
+        for mapping in psutil.Process(ray.get(call)).memory_maps():
+            counted["rss"] += mapping.rss
+            if mapping.path.endswith((".arrow", ".gguf")):
+                counted["weights"] += mapping.rss
+            else:
+                ours = mapping.path.startswith(("[", "/dev/shm"))
+                counted["own" if ours else "libraries"] += mapping.pss
+        found[name] = counted
     return found
 
 
@@ -70,11 +84,14 @@ def rows_of(model: Path, cut: str, context: int) -> list[dict[str, Any]]:
                 continue
             tensors = part_of(llm.plan, llm.graph, use.device).tensors.values()
             in_file = sum(tensor.nbytes for tensor in tensors)
+            own, empty = memory[use.device], memory[EMPTY]
+            more = {kind: own[kind] - empty[kind] for kind in own}
+            more["own"] -= use.cache
             row = {"cut": cut, "device": use.device, "in_file": in_file, "cache": use.cache}
-            for kind, nbytes in memory[use.device].items():
-                more = nbytes - memory[EMPTY][kind]
-                row |= {kind: nbytes, f"empty_{kind}": memory[EMPTY][kind]}
-                row[f"{kind}_ratio"] = (more - use.cache) / in_file
+            row |= {f"more_{kind}": nbytes for kind, nbytes in more.items()}
+            row |= {f"empty_{kind}": nbytes for kind, nbytes in empty.items()}
+            row["ratio"] = sum(more[kind] for kind in KINDS) / in_file
+            row["rss_ratio"] = (more["rss"] - use.cache) / in_file
             rows.append(row)
         return rows
 
@@ -98,13 +115,14 @@ def main() -> None:
     cells = [
         [
             f"{row['cut']}, {row['device']}",
-            f"{row['pss_ratio']:.2f}",
+            f"{row['ratio']:.2f}",
             f"{row['rss_ratio']:.2f}",
-            *[f"{row[key] / mib:.1f}" for key in ("in_file", "cache", "pss", "empty_pss")],
+            *[f"{row[key] / mib:.1f}" for key in ("in_file", "cache")],
+            *[f"{row[f'more_{kind}'] / mib:.1f}" for kind in KINDS],
         ]
         for row in rows
     ]
-    head = ["device", "by PSS", "by RSS", "in the file, MiB", "cache", "PSS", "empty actor's PSS"]
+    head = ["device", "ratio", "by RSS", "in the file, MiB", "cache", *KINDS]
     print_table(f"Memory above an empty actor, to bytes in the file, {model.name}", head, cells)
     write_json(options.json, {"circumstances": found, "memory": rows})
 

@@ -112,10 +112,25 @@ class _Cursor:
         if kind is GGUFValueType.ARRAY:
             raise ModelFileError(f"{self.path}: {what} is an array of arrays")
         if kind is GGUFValueType.STRING:
-            return [self.string(what) for _ in range(count)]
+            return self._strings(count, what)
         code = _SCALARS[kind]
         start = self.take(count * struct.calcsize("<" + code), what)
         return list(struct.unpack_from(f"<{count}{code}", self.data, start))
+
+    def _strings(self, count: int, what: str) -> list[object]:
+        """As `string`, for vocabularies: a call less for each of a hundred thousand."""
+        data, position, size_at = self.data, self.position, struct.Struct("<Q").unpack_from
+        found: list[object] = []
+        end = len(data)
+        for _ in range(count):
+            start = position + 8
+            if start > end or (size := size_at(data, position)[0]) > end - start:
+                self.position = position
+                self.string(what)  # says what is missing
+            position = start + size
+            found.append(data[start:position].decode("utf-8", errors="replace"))
+        self.position = position
+        return found
 
 
 def _parse(path: Path, number: int) -> tuple[dict[str, object], dict[str, TensorInfo], int]:
@@ -262,14 +277,20 @@ def local_identity(expected: FileIdentity) -> FileIdentity | None:
         return None
 
 
+def _map(path: str) -> mmap.mmap:
+    with Path(path).open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
 class MappedWeights:
     """Weight slices straight from the mapped files of this machine (a `WeightSource`)."""
 
     def __init__(self, files: tuple[FileIdentity, ...], tensors: Mapping[str, TensorInfo]) -> None:
         self._tensors = MappingProxyType(dict(tensors))
         self._files = files
+        self._mapped = [_map(file.path) for file in files]
         self._maps: list[NDArray[np.uint8]] = [
-            np.memmap(file.path, dtype=np.uint8, mode="r") for file in files
+            np.frombuffer(mapped, np.uint8) for mapped in self._mapped
         ]
 
     def read(self, weight: WeightSlice) -> QuantizedTensor:
@@ -277,6 +298,12 @@ class MappedWeights:
         info = self._tensors[weight.tensor]
         raw = self._maps[info.file][info.offset : info.offset + info.nbytes]
         return take_slice(raw, info, weight)
+
+    def release(self) -> None:
+        """Let go of the memory that pages read so far take; what is read again comes again."""
+        for mapped in self._mapped:
+            if hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED)
 
     def key(self, weight: WeightSlice) -> str:
         """What names the bytes of a slice, wherever the file lies (a `KeyedSource`)."""

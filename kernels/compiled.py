@@ -39,6 +39,7 @@ import numba
 import psutil
 from numba.core import caching, sigutils
 from numba.core.ccallback import CFunc
+from numba.core.registry import cpu_target
 from numba.core.runtime import _nrt_python
 
 from raygraft.kernels.compile_cache import cache_folder, compiling, found_or_missed, used
@@ -80,17 +81,35 @@ def c_function(function: Callable[..., Any], signature: str) -> int:
 
     `signature` is Numba's, such as "void(int64, int64)".
     """
-    arguments, result = sigutils.normalize_signature(signature)
     options: dict[str, Any] = {"nopython": True}
-    made: Any = CFunc(function, (arguments, result), locals={}, options=options)
-    made._cache = _LazyCache(function, options | {"c": signature}, ())
+    cache = _LazyCache(function, options | {"c": signature}, ())
     with compiling():
-        made.compile()
-    _c_functions.append(made)
-    return int(made.address)
+        found = cache.load_c_function()
+        if found is None:
+            types = sigutils.normalize_signature(signature)
+            made: Any = CFunc(function, types, locals={}, options=options)
+            made.compile()
+            cache.save_c_function(made)
+            _loaded.append(made)
+            return int(made.address)
+        name, code = found
+        return int(load_object(code).get_function_address(name))
 
 
-_c_functions: list[Any] = []
+_loaded: list[Any] = []
+"""What owns code that is never freed."""
+
+
+def load_object(code: bytes) -> llvm.ExecutionEngine:
+    """Compiled code into memory, for good. Nothing else of a compiler is kept, or made ready."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _loaded.append(engine)
+    return engine
 
 
 def content_key(files: list[Path]) -> str:
@@ -279,11 +298,32 @@ class _FunctionCache(caching.FunctionCache):  # type: ignore[misc]  # numba is u
 
     def _save_overload(self, sig: Any, data: Any) -> None:
         if self._impl.check_cachable(data):
-            functions = data.library._final_module.functions
-            called = [f.name for f in functions if f.is_declaration and f.name[:5] != "llvm."]
             key = self._index_key(sig, data.codegen)
             self._impl.locator.ensure_cache_path()
-            self._cache_file.save(key, (called, self._impl.reduce(data)))
+            self._cache_file.save(key, (_calls_of(data.library), self._impl.reduce(data)))
+
+    def load_c_function(self) -> tuple[str, bytes] | None:
+        """The name and the object code of the one function that there is."""
+        context = cpu_target.target_context
+        data = self._cache_file.load(self._index_key(None, context.codegen()))
+        if data is None:
+            return None
+        called, name, code = data
+        if not all(map(_address_of, called)):
+            context.refresh()
+        return name, code
+
+    def save_c_function(self, made: Any) -> None:
+        library = made._library
+        self._impl.locator.ensure_cache_path()
+        data = _calls_of(library), made.native_name, library._get_compiled_object()
+        self._cache_file.save(self._index_key(None, library.codegen), data)
+
+
+def _calls_of(library: Any) -> list[str]:
+    """The functions that compiled code finds elsewhere."""
+    functions = library._final_module.functions
+    return [f.name for f in functions if f.is_declaration and f.name[:5] != "llvm."]
 
 
 @functools.cache
@@ -331,6 +371,16 @@ class _LazyCache(caching._Cache):  # type: ignore[misc]  # numba is untyped
             self._own.save_overload(sig, data)
         except OSError as error:
             _log.warning("%s is not kept: %s", self._function.__qualname__, error)
+
+    def load_c_function(self) -> tuple[str, bytes] | None:
+        if isinstance(self._own, caching.NullCache):
+            return None
+        return found_or_missed(self._own.load_c_function)
+
+    def save_c_function(self, made: Any) -> None:
+        with contextlib.suppress(OSError):
+            if not isinstance(self._own, caching.NullCache):
+                self._own.save_c_function(made)
 
     def enable(self) -> None:
         self._own.enable()

@@ -83,7 +83,7 @@ class Assembler:
     ) -> None:
         """`spare` holds buffers by width that all subgraphs of a device share: one runs at a time.
 
-        Values in `kept` have buffers of their own, as they are read after other subgraphs ran.
+        Values in `kept` are whole when the program has ended, and until another one runs.
         """
         self.work = fuse(operators, kept)
         self._kept = frozenset(kept)
@@ -109,8 +109,12 @@ class Assembler:
 
     def _give_threads_their_own(self, instructions: Sequence[Instruction]) -> None:
         """Norms for products go to memory of each thread's own."""
+        read: dict[str, list[Instruction]] = {}
         for i in instructions:
-            readers = [j for j in instructions if i.out and i.out in (j.a, j.b, j.residual)]
+            for name in (i.a, i.b, i.residual):
+                read.setdefault(name, []).append(i)
+        for i in instructions:
+            readers = read.get(i.out, []) if i.out else []
             only_products = all(j.kind == at.MATMUL and j.a == i.out for j in readers)
             if i.kind == at.NORM and i.out not in self._kept and readers and only_products:
                 i.private = True
@@ -147,11 +151,10 @@ class Assembler:
 
         def buffer(name: str) -> Floats:
             width = self._values[name].width
-            if name not in self._kept and free.get(width):
+            if free.get(width):
                 return free[width].pop()
             made = np.zeros(rows * width + _SLACK, np.float32)[: rows * width].reshape(rows, width)
-            if name not in self._kept:
-                spare.setdefault(width, []).append(made)
+            spare.setdefault(width, []).append(made)
             return made
 
         for name in inputs:

@@ -19,7 +19,8 @@ from raygraft.kernels.cpu.assembly import Floats, Weight
 from raygraft.kernels.cpu.formats import FORMATS
 from raygraft.kernels.cpu.lanes import has_feature
 from raygraft.kernels.cpu.packed_cache import cached
-from raygraft.kernels.cpu.packing import pack, packed_bytes
+from raygraft.kernels.cpu.packing import PackedWeight, pack, packed_bytes
+from raygraft.kernels.cpu.products import format_functions
 from raygraft.kernels.cpu.runner import CpuRunner, DescribedSteps, angles
 from raygraft.kernels.cpu.team import Team
 from raygraft.kernels.host import describe_host, processor_name
@@ -101,7 +102,9 @@ class CpuBackend(Backend):
         for role, weight in op.weights:
             if weight not in self._loaded:
                 self._loaded[weight] = _load(weight, weights)
-            found[role] = self._loaded[weight]
+            found[role] = own = self._loaded[weight]
+            if isinstance(own, PackedWeight):
+                format_functions(own.format)  # compiled now, if they are not there
         return found
 
 
@@ -109,7 +112,7 @@ def _load(weight: WeightSlice, weights: WeightSource) -> Weight:
     """A vector as float32, or a matrix packed; what has a packing of its own is kept on disk."""
     raw = weights.read(weight)
     if len(raw.shape) == 1:
-        return raw.dequantise()
+        return raw.dequantise().copy()  # a few bytes of a mapped file would keep pages of it
     if not isinstance(weights, KeyedSource) or raw.type not in FORMATS:
         return pack(raw)
     return cached(weights.key(weight), raw)

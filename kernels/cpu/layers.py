@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
 from raygraft.kernels.compiled import compiled
@@ -188,6 +189,11 @@ def _log_total(x: int, size: int) -> float:
     for k in range(whole, size):
         powers += math.exp(get(x + 4 * k) - highest)
     return float(highest) + math.log(powers)
+
+
+def prepare_log_total() -> None:
+    """Compile `log_total`, or load it from the cache."""
+    _log_total.compile(types.float64(types.int64, types.int64))  # type: ignore[attr-defined]
 
 
 def log_total(logits: NDArray[np.float32]) -> float:

@@ -24,10 +24,10 @@ from numba.core import config
 from numpy.typing import NDArray
 
 from raygraft.kernels.compile_cache import cache_folder, compiling, found_or_missed, used
-from raygraft.kernels.compiled import content_key
+from raygraft.kernels.compiled import content_key, load_object
 
-_made: dict[str, tuple[llvm.ExecutionEngine, NDArray[np.int64]]] = {}
-"""Engines own the code; it, and the addresses in programs, live as long as the process."""
+_made: dict[str, NDArray[np.int64]] = {}
+"""By title: addresses, which live as long as the process, as programs hold them."""
 
 
 def compile_module(
@@ -40,35 +40,33 @@ def compile_module(
     with compiling():
         if title not in _made:
             _made[title] = _loaded(title, write, functions)
-    return _made[title][1]
+    return _made[title]
 
 
 def _loaded(
     title: str, write: Callable[[], ir.Module], functions: Sequence[str]
-) -> tuple[llvm.ExecutionEngine, NDArray[np.int64]]:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
+) -> NDArray[np.int64]:
     name = config.CPU_NAME or llvm.get_host_cpu_name()
     features = config.CPU_FEATURES
     if features is None:
         features = "" if config.CPU_NAME else llvm.get_host_cpu_features().flatten()
-    machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=name, features=features, opt=3, jit=True
-    )
     words = (title, _sources(), name, features, llvmlite.__version__)
     path = cache_folder() / f"{hashlib.sha256(repr(words).encode()).hexdigest()[:32]}.o"
     found = found_or_missed(lambda: _read(path))
     if found is None:
-        found = _compile(write(), machine)
+        found = _compile(write(), name, features)
         _write(path, found)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(_EMPTY), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(found))
-    engine.finalize_object()
+    engine = load_object(found)
     addresses = [engine.get_function_address(each) for each in functions]
-    return engine, np.array(addresses, np.int64)
+    return np.array(addresses, np.int64)
 
 
-def _compile(module: ir.Module, machine: llvm.TargetMachine) -> bytes:
+def _compile(module: ir.Module, cpu: str, features: str) -> bytes:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=cpu, features=features, opt=3, jit=True
+    )
     parsed = llvm.parse_assembly(str(module))
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     llvm.create_pass_builder(machine, options).getModulePassManager().run(
@@ -76,9 +74,6 @@ def _compile(module: ir.Module, machine: llvm.TargetMachine) -> bytes:
     )
     found: bytes = machine.emit_object(parsed)
     return found
-
-
-_EMPTY = ""
 
 
 @functools.cache

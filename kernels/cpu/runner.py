@@ -20,7 +20,7 @@ from raygraft.kernels.cpu.assembly import Assembler, Cache, Floats, Weight
 from raygraft.kernels.cpu.cache import CacheLayout
 from raygraft.kernels.cpu.instructions import FEW_ROWS
 from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
-from raygraft.kernels.cpu.layers import log_total
+from raygraft.kernels.cpu.layers import log_total, prepare_log_total
 from raygraft.kernels.cpu.packing import PackedWeight
 from raygraft.kernels.cpu.team import Team, job_function
 from raygraft.kernels.reference.sampling import sample
@@ -107,6 +107,8 @@ class CpuRunner(Runner):
             team.threads, spare,
         )  # fmt: skip
         team.reserve(self._scratch_bytes(limits.max_rows))
+        if self._sampling:
+            prepare_log_total()
 
     def allocate_state(self, blocks: int, block_size: int) -> None:
         """One paged cache for each attention operator. Pages hold whole tiles of 16 tokens."""
@@ -155,7 +157,11 @@ class CpuRunner(Runner):
             found.update(
                 zip(op.outputs, sample(found[op.inputs[0]], step.sampling, log_total), strict=True)
             )
-        return {name: found[name] for name in self._subgraph.outputs}
+        # Other subgraphs use the same buffers.
+        return {
+            name: found[name].copy() if name in buffers else found[name]
+            for name in self._subgraph.outputs
+        }
 
     def native(self) -> NativeRun | None:
         """How to run it without Python; None for a subgraph that samples, which NumPy does."""
