@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -159,10 +159,12 @@ class Engine:
         """End a sequence now; later steps do not contain it."""
         self.scheduler.end(sequence, reason)
 
-    def step(self, sends: bool = True) -> list[Output]:
+    def step(
+        self, sends: bool = True, meanwhile: Callable[[], None] = lambda: None
+    ) -> list[Output]:
         """Send what can be sent, wait for the oldest half-batch, and take its tokens.
 
-        Unless it `sends`, it only takes what is in flight.
+        Unless it `sends`, it only takes what is in flight. `meanwhile` is called before it waits.
 
         Raises DeviceLostError, DeviceFailedError or LinkError; after that the engine raises the
         same error again, until `restart`.
@@ -181,6 +183,7 @@ class Engine:
                     self._sent(sent)
             else:
                 rounds.complete()
+            meanwhile()
             if rounds.in_flight:
                 outputs += self._take(*rounds.receive())
         except RaygraftError as error:

@@ -102,6 +102,8 @@ class EngineThread:
         self._cancelled: deque[Request] = deque()
         self._actions: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._requests: dict[GeneratedSequence, Request] = {}
+        self._outputs: list[Output] = []
+        """Of the last step: handed out while the devices compute the next one."""
         self._closing = False
         self._looks = False
         engine.fleet.watch(self._notice)
@@ -183,15 +185,16 @@ class EngineThread:
                 self._requests[request.sequence] = request
                 self.engine.accept(request.sequence)
                 self._tell("request", request)
+            if self._cancelled:
+                self._hand_out()
             while self._cancelled:
                 self._end(self._cancelled.popleft(), "cancelled")
             try:
                 self._step_or_recover()
             except BaseException as error:  # noqa: BLE001  # handed to whoever waits
                 self._fail(error)
-            # A step that fails says nothing of those whose time was over, nor does another plan of
-            # those that have no room in it.
-            self._hand_out([Output(s, None) for s in self._requests if s.finished])
+            if not self.engine.busy:
+                self._hand_out()
         self._fail(RunError("this engine was shut down"))
 
     def _wait_for_work(self) -> bool:
@@ -214,22 +217,29 @@ class EngineThread:
                 raise before
             if self._requests or self._actions:
                 self.recovery.look_again(before)
+                self._end_forgotten()
             return
         try:
             if looks and not self.engine.busy:
                 self.engine.look()
             if self._actions:
                 self._act()
-            self._hand_out(self.engine.step())
+                self._end_forgotten()
+            outputs = self.engine.step(meanwhile=self._hand_out)
+            self._outputs += outputs
         except RaygraftError as error:
+            self._end_forgotten()
             if self.recovery is None or self._closing:
                 raise
             self.recovery.recover(error)
+            self._end_forgotten()
 
     def _act(self) -> None:
         """What others want done between two steps."""
         while self.engine.in_flight:
-            self._hand_out(self.engine.step(sends=False))
+            outputs = self.engine.step(sends=False, meanwhile=self._hand_out)
+            self._outputs += outputs
+        self._hand_out()
         while self._actions:
             action, result = self._actions.popleft()
             try:
@@ -240,8 +250,9 @@ class EngineThread:
                     self.engine.fail(error)
                     raise
 
-    def _hand_out(self, outputs: Sequence[Output]) -> None:
-        """Give tokens to those who wait for them."""
+    def _hand_out(self) -> None:
+        """Give tokens to those who wait for them, and end those whose requests are complete."""
+        outputs, self._outputs = self._outputs, []
         ended = []
         trace = self.engine.trace
         if self.recovery is not None and any(output.token is not None for output in outputs):
@@ -261,6 +272,13 @@ class EngineThread:
         for request in ended:  # a scored chunk has many outputs
             self._end(request, "stop")
 
+    def _end_forgotten(self) -> None:
+        """End requests of sequences that have ended without a word: a step that fails tells nothing
+        of those whose time was over, nor does another plan of those that it has no room for."""
+        self._hand_out()
+        self._outputs = [Output(s, None) for s in self._requests if s.finished]
+        self._hand_out()
+
     def _end(self, request: Request, reason: FinishReason) -> None:
         self.engine.cancel(request.sequence, reason)
         self._requests.pop(request.sequence, None)
@@ -274,6 +292,7 @@ class EngineThread:
 
     def _fail(self, error: BaseException) -> None:
         """Every request ends with an error; the engine is of no more use."""
+        self._hand_out()
         with self._changed:
             requests = [*self._requests.values(), *self._arrived]
             while self._actions:

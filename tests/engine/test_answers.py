@@ -113,11 +113,11 @@ def test_the_engine_goes_on_after_an_interrupt(llm, monkeypatch):
     step = llm.engine_thread.engine.step
     caught = threading.Event()
 
-    def interrupting():
+    def interrupting(**how):
         if not caught.is_set():
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             caught.wait(10)
-        return step()
+        return step(**how)
 
     monkeypatch.setattr(llm.engine_thread.engine, "step", interrupting)
     with pytest.raises(KeyboardInterrupt):
