@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import ray
 from engine.comparison import CLOSE, differences
 from tiny_models import write_tiny_llama
 
@@ -150,6 +149,8 @@ def test_in_one_process_records_go_through_the_host(model):
 @pytest.mark.ray
 @pytest.mark.parametrize("lost", ["a", "b"])
 def test_a_gpu_that_is_lost_is_replaced(model, ray_cluster, lost):
+    import ray
+
     devices = two_gpus()
     with LLM(model, devices=devices[:1]) as llm:
         (expected,) = llm.generate(PROMPTS[:1], LONG)
