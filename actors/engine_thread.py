@@ -104,6 +104,7 @@ class EngineThread:
         self._requests: dict[GeneratedSequence, Request] = {}
         self._outputs: list[Output] = []
         """Of the last step: handed out while the devices compute the next one."""
+        self._outputs_of = 0
         self._closing = False
         self._looks = False
         engine.fleet.watch(self._notice)
@@ -225,8 +226,7 @@ class EngineThread:
             if self._actions:
                 self._act()
                 self._end_forgotten()
-            outputs = self.engine.step(meanwhile=self._hand_out)
-            self._outputs += outputs
+            self._step()
         except RaygraftError as error:
             self._end_forgotten()
             if self.recovery is None or self._closing:
@@ -234,11 +234,15 @@ class EngineThread:
             self.recovery.recover(error)
             self._end_forgotten()
 
+    def _step(self, sends: bool = True) -> None:
+        outputs = self.engine.step(sends, meanwhile=self._hand_out)
+        self._outputs += outputs
+        self._outputs_of = self.engine.trace.step
+
     def _act(self) -> None:
         """What others want done between two steps."""
         while self.engine.in_flight:
-            outputs = self.engine.step(sends=False, meanwhile=self._hand_out)
-            self._outputs += outputs
+            self._step(sends=False)
         self._hand_out()
         while self._actions:
             action, result = self._actions.popleft()
@@ -268,7 +272,7 @@ class EngineThread:
             if output.sequence.finished:
                 ended.append(request)
         if trace.on and outputs:
-            trace.add(EventKind.TEXT, -1, trace.step, 0, began)
+            trace.add(EventKind.TEXT, -1, self._outputs_of, 0, began)
         for request in ended:  # a scored chunk has many outputs
             self._end(request, "stop")
 
