@@ -235,7 +235,7 @@ class EngineThread:
             self._end_forgotten()
 
     def _step(self, sends: bool = True) -> None:
-        outputs = self.engine.step(sends, meanwhile=self._hand_out)
+        outputs = self.engine.step(sends=sends, meanwhile=self._hand_out)
         self._outputs += outputs
         self._outputs_of = self.engine.trace.step
 
