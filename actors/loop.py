@@ -54,7 +54,7 @@ class ResidentLoop:
         self._title = named(tuple(part.parts))
         turns = part.schedule.turns
         units = {n: own for worker in self._devices.values() for n, own in worker.runners.items()}
-        self._turns = Turns(turns, units, links)
+        self._turns = Turns(turns, units, links, part.values)
         only = {number: [unit.runner for unit in own] for number, own in units.items()}
         self._native = NativeTurns(part, turns, only, links)
         self._values: dict[int, dict[str, Array]] = {}

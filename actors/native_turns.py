@@ -59,12 +59,7 @@ class NativeTurns:
         links: Links,
     ) -> None:
         self._turns = turns
-        self._values = {
-            name: value
-            for units in part.subgraphs.values()
-            for unit in units
-            for name, value in unit.values.items()
-        }
+        self._values = part.values
         self._units = {
             number: [(runner, runner.native()) for runner in own] for number, own in runners.items()
         }

@@ -11,7 +11,7 @@ from raygraft.actors.links import Receiver, Sender
 from raygraft.actors.records import encoded_size
 from raygraft.graph.capability import Limits, RegionSignature, Verdict
 from raygraft.graph.graph import Graph, Region, Subgraph
-from raygraft.graph.operators import Signature
+from raygraft.graph.operators import Signature, Value
 from raygraft.graph.tensors import TensorInfo, WeightForm
 from raygraft.kernels.base import Description, DeviceRing
 from raygraft.placement.plan import Plan, Transfer
@@ -99,6 +99,12 @@ class ActorPart:
     def subgraphs(self) -> dict[int, tuple[Subgraph, ...]]:
         """By stage number, of all its devices."""
         return {n: units for part in self.parts.values() for n, units in part.subgraphs.items()}
+
+    @property
+    def values(self) -> dict[str, Value]:
+        """All that its subgraphs read or write."""
+        subgraphs = [unit for units in self.subgraphs.values() for unit in units]
+        return {name: value for unit in subgraphs for name, value in unit.values.items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from itertools import pairwise
 
 from raygraft.actors.part import Links
 from raygraft.actors.worker import LoadedUnit
-from raygraft.graph.graph import Subgraph
 from raygraft.graph.operators import Value
 from raygraft.kernels.base import Runner
 from raygraft.placement.plan import Stage, Transfer
@@ -55,8 +54,15 @@ class Turn:
 class Turns:
     """The turns of an actor's schedule, by their numbers."""
 
-    def __init__(self, turns: Sequence[StageTurn], units: Units, links: Links) -> None:
-        self._chaining = _Chaining(units, links)
+    def __init__(
+        self,
+        turns: Sequence[StageTurn],
+        units: Units,
+        links: Links,
+        values: Mapping[str, Value],
+    ) -> None:
+        """`values` are all that the turns receive, make and send, by name."""
+        self._chaining = _Chaining(units, links, values)
         self._single = [_single(turn, units[turn.stage.number]) for turn in turns]
         self._chained: dict[int, tuple[Turn, int]] = {}
         self._needed: set[int] = set()
@@ -89,6 +95,7 @@ class _Chaining:
 
     units: Units
     links: Links
+    values: Mapping[str, Value]
 
     def runs_of(self, turns: Sequence[StageTurn]) -> Iterator[tuple[int, int]]:
         """First and end of each longest run of turns that can be one."""
@@ -100,9 +107,8 @@ class _Chaining:
 
     def direct(self, turn: StageTurn) -> bool:
         """Whether a record of a turn goes from device to device."""
-        return len(self._by_host(turn.receive)) < len(turn.receive) or len(
-            self._by_host(turn.send)
-        ) < len(turn.send)
+        transfers = (*turn.receive, *turn.send)
+        return self._by_host(transfers) != transfers
 
     def _goes_on(self, turn: StageTurn, following: StageTurn) -> bool:
         """Whether the host has nothing to do between two turns, and all runners make one chain."""
@@ -112,8 +118,9 @@ class _Chaining:
         return all(runner.leads_to(other) for runner, other in pairwise(runners))
 
     def _by_host(self, transfers: Sequence[Transfer]) -> tuple[Transfer, ...]:
-        ends = self.links.rings_in.keys(), self.links.rings_out.keys()
-        return tuple(t for t in transfers if t.source not in ends[0] and t.target not in ends[1])
+        """Those of transfers to or from this actor that take no ring of devices."""
+        taken, put = self.links.rings_in, self.links.rings_out
+        return tuple(t for t in transfers if t.source not in taken and t.target not in put)
 
     def chain(self, turns: Sequence[StageTurn]) -> Turn:
         """One turn for several that go on."""
@@ -127,16 +134,14 @@ class _Chaining:
             own = self.units[turn.stage.number]
             for transfer in turn.receive:
                 if transfer.source in rings_in:
-                    values = _values_of(transfer, self._subgraphs)
-                    runners.append(rings_in[transfer.source].runner(values))
+                    runners.append(rings_in[transfer.source].runner(self._values_of(transfer)))
                     made |= dict.fromkeys(transfer.values)
             runners += [unit.runner for unit in own]
             read |= dict.fromkeys(turn.stage.inputs)
             made |= dict.fromkeys(turn.stage.outputs)
             for transfer in turn.send:
                 if transfer.target in rings_out:
-                    values = _values_of(transfer, self._subgraphs)
-                    runners.append(rings_out[transfer.target].runner(values))
+                    runners.append(rings_out[transfer.target].runner(self._values_of(transfer)))
                     written.append((turn.stage.device, transfer))
         send = self._by_host(turns[-1].send)
         gone = dict.fromkeys(name for turn in turns for name in turn.forget)
@@ -155,15 +160,8 @@ class _Chaining:
             written=tuple(written),
         )
 
-    @property
-    def _subgraphs(self) -> list[Subgraph]:
-        return [unit.subgraph for units in self.units.values() for unit in units]
-
-
-def _values_of(transfer: Transfer, subgraphs: Sequence[Subgraph]) -> tuple[Value, ...]:
-    """What a record holds; somebody here makes or reads each of its values."""
-    known = {name: value for own in subgraphs for name, value in own.values.items()}
-    return tuple(known[name] for name in transfer.values)
+    def _values_of(self, transfer: Transfer) -> tuple[Value, ...]:
+        return tuple(self.values[name] for name in transfer.values)
 
 
 def _single(turn: StageTurn, units: Sequence[LoadedUnit]) -> Turn:

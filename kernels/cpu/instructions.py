@@ -47,7 +47,6 @@ COLUMNS, WIDTH, TILES = (OWN + 8 * place for place in range(3))
     RUN_COUNT,
     FEW,
 ) = (8 * place for place in range(11))
-STEP_WORDS = 11
 
 FEW_ROWS = 16
 """Rows up to which the program for few rows runs: threads write whole operands of their own."""

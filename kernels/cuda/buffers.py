@@ -39,6 +39,10 @@ class Counts:
         apart = step.rows <= FEW and len(set(step.sequence.tolist())) == step.rows
         return cls(step.rows, len(step.logit_rows), apart)
 
+    def rows(self, value: Value) -> int:
+        """How many rows a value has in such a step."""
+        return self.logits if value.rows == "logits" else self.tokens
+
 
 @dataclass(slots=True)
 class Buffers:
@@ -89,8 +93,7 @@ class Buffers:
 
     def rows(self, value: str) -> int:
         """How many rows a value has in this step."""
-        logits = self.values[value].rows == "logits"
-        return self.counts.logits if logits else self.counts.tokens
+        return self.counts.rows(self.values[value])
 
     def width(self, value: str) -> int:
         """Elements of a value's row."""

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import finalize
 
 from raygraft.graph.errors import LinkError
 from raygraft.graph.graph import Subgraph
@@ -109,18 +110,20 @@ class RingUnit(Launches):
         super().__init__(subgraph, frozenset(subgraph.outputs))
         self._ring = ring
         self._gpu = ring.shared.gpu
+        self._own = object()
+        finalize(self, ring.shared.arena.forget, self._own).atexit = False
 
     def address(self, name: str, counts: Counts) -> int:
         """Of a value's own memory, where it is taken to."""
-        rows = capacity(self._rows(name, counts))
-        size = rows * self.subgraph.values[name].row_bytes
-        return self._ring.shared.arena.room((self, name), size, f"the value {name}")
+        value = self.subgraph.values[name]
+        size = capacity(counts.rows(value)) * value.row_bytes
+        return self._ring.shared.arena.room((self._own, name), size, f"the value {name}")
 
     def enqueue(self, counts: Counts, most: int, given: Mapping[str, int]) -> dict[str, int]:
         """Launch. Nothing follows before a record has been taken, or there was room for it."""
         places = {name: self.address(name, counts) for name in self.made} | dict(given)
         sizes = {
-            name: self._rows(name, counts) * value.row_bytes
+            name: counts.rows(value) * value.row_bytes
             for name, value in self.subgraph.values.items()
         }
         small = sum(map(_aligned, sizes.values())) <= self._ring.largest_small
@@ -138,10 +141,6 @@ class RingUnit(Launches):
             )  # fmt: skip
             offset += _aligned(size)
         return {name: places[name] for name in self.made}
-
-    def _rows(self, name: str, counts: Counts) -> int:
-        logits = self.subgraph.values[name].rows == "logits"
-        return counts.logits if logits else counts.tokens
 
 
 def _aligned(size: int) -> int:

@@ -80,7 +80,7 @@ class CudaRunner(Runner):
             counts = Counts.of(step)
             self._shared.step.upload(step)
             for name, unit in self._reader.items():
-                if self._count(name, counts):
+                if counts.rows(self._values[name]):
                     self._copy_in(name, inputs[name], unit.address(name, counts))
             most = NOT_GREEDY
             if self._samples and counts.logits and sampling.is_greedy(step.sampling):
@@ -129,9 +129,6 @@ class CudaRunner(Runner):
             raise
         return stream.end_capture()
 
-    def _count(self, name: str, counts: Counts) -> int:
-        return counts.logits if self._values[name].rows == "logits" else counts.tokens
-
     def _pinned(self, name: str, size: int) -> Array:
         """Host memory of a value that the GPU copies to or from by itself."""
         found = self._staging.get(name)
@@ -164,7 +161,8 @@ class CudaRunner(Runner):
             wanted += [op.inputs[0] for op in self._samples if op.inputs[0] not in inputs]
         found: dict[str, Array] = {}
         for name in dict.fromkeys(wanted):
-            rows, value = self._count(name, counts), self._values[name]
+            value = self._values[name]
+            rows = counts.rows(value)
             shape, dtype = (rows, value.width), np.dtype(value.dtype)
             if not rows:
                 found[name] = np.empty(shape, dtype)

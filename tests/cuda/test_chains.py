@@ -15,11 +15,13 @@ from tiny_models import write_tiny_llama
 from raygraft import LLM, SamplingParams
 from raygraft.graph.errors import CapacityError, ConfigurationError, DeviceLostError
 from raygraft.graph.graph import Graph, Subgraph
+from raygraft.graph.operators import Value
 from raygraft.graph.step import Step
 from raygraft.kernels.base import BackendOptions, Commons
 from raygraft.kernels.cuda.buffers import Counts
 from raygraft.kernels.cuda.gpu import Gpu
 from raygraft.kernels.cuda.memory import Arena
+from raygraft.kernels.cuda.rings import RingUnit
 from raygraft.kernels.cuda.runner import CudaRunner
 
 ROWS = 3
@@ -263,3 +265,16 @@ def test_a_cut_on_one_gpu_is_one_chain(tmp_path: Any, monkeypatch: Any, max_rows
         assert set(units) == {len(llm.plan.stages)}
     for ours, theirs in zip(found, expected, strict=True):
         assert [own.token_ids for own in ours] == [own.token_ids for own in theirs]
+
+
+def test_an_end_of_a_link_leaves_no_memory_behind() -> None:
+    """A plan has new ones; those of the plan before would fill the GPU."""
+    place = SimpleNamespace(nbytes=1 << 20, data=SimpleNamespace(ptr=4096))
+    gpu: Any = SimpleNamespace(allocate=lambda what, shape, dtype: place)
+    arena = Arena(gpu)
+    ring: Any = SimpleNamespace(kernel="take", shared=SimpleNamespace(gpu=gpu, arena=arena))
+    unit = RingUnit(ring, [Value("x", 8)])
+    assert unit.address("x", Counts(3, 0)) == 4096
+    assert len(arena._slots) == 1
+    del unit
+    assert not arena._slots
