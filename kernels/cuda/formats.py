@@ -3,7 +3,7 @@
 A matrix is cut into tiles of 16 rows, a tile into chunks of 64 columns (256 for formats with
 super-blocks), a chunk into quants and scales; `source/formats.cuh` reads them. In a chunk each lane
 of a warp finds its operands for tensor cores side by side: lane 4 g + t owns, of rows g and g + 8
-and of every 16 columns, columns 4 t to 4 t + 3. Bytes are as many as in the file, but for rows that
+and of every 16 columns, columns 4 t to 4 t + 3. Halves lie in whole rows, as cuBLAS wants them. Bytes are as many as in the file, but for rows that
 fill the last tile and columns that fill the last chunk.
 
 The blocks of the file are described in `ggml-common.h`
@@ -36,6 +36,8 @@ class Format:
     pack: Callable[[Any, Array], Array]
     """(array module, uint8 [rows (a multiple of 16), columns of whole chunks / block, bytes of a
     block]) -> uint8 [tiles, chunks, bytes of a chunk]."""
+    in_rows: bool = False
+    """Whether the rows of a tile lie whole, one after another, not chunk by chunk."""
 
     def tile_bytes(self, columns: int) -> int:
         """Bytes of 16 rows."""
@@ -208,18 +210,10 @@ def _pack_q6_k(xp: Any, blocks: Array) -> Array:
     return xp.concatenate(parts, axis=2)
 
 
-def _pack_f16(xp: Any, blocks: Array) -> Array:
-    # [tile, half, g, chunk, pair of s, s in it, t, j, byte]
-    rows = blocks.shape[0]
-    grid = blocks.reshape(rows // TILE, 2, 8, -1, 2, 2, 4, 4, 2)
-    grid = grid.transpose(0, 3, 1, 4, 2, 6, 5, 7, 8)
-    return xp.ascontiguousarray(grid).reshape(*grid.shape[:2], -1)
-
-
 FORMATS = {
     form.name: form
     for form in (
-        Format("F16", 64, 2048, 1, _pack_f16),
+        Format("F16", 64, 2048, 1, lambda xp, blocks: xp.ascontiguousarray(blocks), in_rows=True),
         Format("Q8_0", 64, 1088, 32, _pack_q8_0),
         Format("Q4_0", 64, 576, 32, _pack_small(1, False)),
         Format("Q4_1", 64, 640, 32, _pack_small(2, False)),

@@ -1,7 +1,8 @@
 """Launches of matrix products.
 
 Up to FEW rows, every product reads its weights once, as they are. More rows go through cuBLAS: a
-matrix is expanded to halves in a scratch buffer that all share, and multiplied there.
+quantised matrix is expanded to halves in a scratch buffer that all share, and multiplied there;
+one of halves is multiplied where it lies.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from raygraft.kernels.cuda.weights import Floats, PackedMatrix, Weight
 SCRATCH_HALVES = 2**27
 """Elements of a matrix that are expanded at once."""
 _COMPUTE_32F = 68  # CUBLAS_COMPUTE_32F
-_ONE = np.ones((), np.float32)
 _ZERO = np.zeros((), np.float32)
 
 
@@ -148,6 +148,12 @@ class ProductLaunches:
         """By cuBLAS, through rows of halves."""
         weight, packed = self._matrix(op), self._buffers.packed(x, rows)
         columns, kind = weight.columns, weight.format.name
+        if weight.format.in_rows:
+            self._gemm(
+                weight.address, weight.chunks * weight.format.columns, packed.data, packed.stride,
+                out, weight.rows, (weight.rows, rows, columns), "float16", weight.scale,
+            )  # fmt: skip
+            return
         kernel = self._gpu.kernel(f"expand {kind}", "expand", lambda: sources.expand_source(kind))
         stride = -(-columns // 8) * 8
         at_once = max(1, SCRATCH_HALVES // (stride * TILE))
@@ -200,17 +206,19 @@ class ProductLaunches:
         out_stride: int,
         size: tuple[int, int, int],
         dtype: str,
+        scale: float = 1.0,
     ) -> None:
-        """out [rows, outputs] = x [rows, columns] @ weights [outputs, columns].T in float32.
+        """out [rows, outputs] = scale * x [rows, columns] @ weights [outputs, columns].T, float32.
 
         `size` is (outputs, rows, columns); inputs are of `dtype`. cuBLAS counts columns first.
         """
         from cupy_backends.cuda.libs import cublas  # noqa: PLC0415
 
         runtime = self._gpu.cupy.cuda.runtime
+        factor = np.array(scale, np.float32)
         kind = runtime.CUDA_R_16F if dtype == "float16" else runtime.CUDA_R_32F
         cublas.gemmEx(
             self._gpu.cupy.cuda.device.get_cublas_handle(), cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N,
-            *size, _ONE.ctypes.data, weights, kind, weights_stride, x, kind, x_stride,
+            *size, factor.ctypes.data, weights, kind, weights_stride, x, kind, x_stride,
             _ZERO.ctypes.data, out, runtime.CUDA_R_32F, out_stride, _COMPUTE_32F, -1,
         )  # fmt: skip

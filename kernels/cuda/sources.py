@@ -93,8 +93,9 @@ def sample_source() -> str:
 
 
 def expand_source(kind: str) -> str:
-    """Tiles of one format back to rows."""
-    return read("common.cuh") + read("formats.cuh") + read("expand.cu") + f"EXPAND({kind})\n"
+    """Tiles of one format back to rows, and single rows of them."""
+    files = read("common.cuh") + read("formats.cuh") + read("expand.cu")
+    return files + ("" if FORMATS[kind].in_rows else f"EXPAND({kind})\n") + f"LOOK_UP({kind})\n"
 
 
 def product_source(kinds: tuple[str, str]) -> str:
@@ -137,10 +138,10 @@ def decode_attention_shared_bytes(vectors: int, heads: int, cache_type: str) -> 
 
 def prompt_attention_shared_bytes(size: int, cache_type: str) -> int:
     """Shared memory of a block of the prompt attention."""
-    splits, keys = (2, 32) if cache_type == "f32" else (1, 64)
+    splits, stages, keys = (2, 1, 32) if cache_type == "f32" else (1, 2, 64)
     if size == 256:
         keys //= 2
-    return splits * (64 + 2 * keys) * (size + 8) * 2
+    return splits * (64 + 2 * stages * keys) * (size + 8) * 2
 
 
 def _stage_bytes(kinds: tuple[str, str], shape: Shape) -> int:

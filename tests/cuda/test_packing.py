@@ -61,7 +61,9 @@ class Lanes:
 
         match self.kind:
             case "F16":
-                return self.half((row * 2 + (s >> 1)) * 512 + lane * 16 + (s & 1) * 8 + j * 2)
+                r, t = g + 8 * row, lane % 4
+                piece = (2 * s + (t >> 1)) ^ (r & 3) << 1
+                return self.half(r * 128 + piece * 16 + (t & 1) * 8 + j * 2)
             case "Q8_0":
                 return int(self.chunk[row * 512 + lane * 16 + s * 4 + j].view(np.int8)) * small(
                     1024
@@ -92,6 +94,14 @@ class Lanes:
         return self.half(start) * (fields & 63) * q - self.half(start + 2) * (fields >> 6 & 63)
 
 
+def in_shared_memory(rows: np.ndarray) -> np.ndarray:
+    """Sixteen pieces of rows, 128 bytes each, as `fetch` in `matvec.cu` lays them down."""
+    chunk = np.zeros_like(rows).reshape(TILE, 8, 16)
+    for row, piece in np.ndindex(TILE, 8):
+        chunk[row, piece ^ (row & 3) << 1] = rows[row, 16 * piece : 16 * piece + 16]
+    return chunk.reshape(-1)
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_lanes_find_their_weights(kind):
     form = FORMATS[kind]
@@ -102,7 +112,11 @@ def test_lanes_find_their_weights(kind):
     packed = pack(np, kind, raw, columns)
     assert packed.size == loaded_bytes((kind, (rows, columns)))
     found = np.zeros((2 * TILE, form.chunks(columns) * form.columns), np.float32)
-    for tile, chunks in enumerate(packed.reshape(2, form.chunks(columns), form.chunk_bytes)):
+    tiles = packed.reshape(2, form.chunks(columns), form.chunk_bytes)
+    if form.in_rows:
+        pieces = packed.reshape(2, TILE, form.chunks(columns), -1).transpose(0, 2, 1, 3)
+        tiles = np.array([[in_shared_memory(piece) for piece in tile] for tile in pieces])
+    for tile, chunks in enumerate(tiles):
         for number, chunk in enumerate(chunks):
             lanes = Lanes(kind, chunk)
             for lane, sub, row, s, j in np.ndindex(32, form.columns // 64, 2, 4, 4):

@@ -60,18 +60,25 @@ __device__ __forceinline__ void look_up(
     wait_for_previous();
     let_next_start();
     const int lane = threadIdx.x & 31, token = tokens[blockIdx.x], row = token & 15;
-    const u8* tile = weights + (i64)(token >> 4) * chunks * F::BYTES;
     float* to = out + (i64)blockIdx.x * columns;
-    for (int part = threadIdx.x >> 5; part < chunks * (F::COLUMNS / 64); part += blockDim.x >> 5) {
-        int chunk = part / (F::COLUMNS / 64), sub = part % (F::COLUMNS / 64);
+    if constexpr (F::IN_ROWS) {
+        const u16* from = (const u16*)weights + (i64)token * chunks * F::COLUMNS;
+        for (int k = threadIdx.x; k < columns; k += blockDim.x)
+            to[k] = half_to_float(from[k]) * scale;
+    } else {
+        const u8* tile = weights + (i64)(token >> 4) * chunks * F::BYTES;
+        constexpr int SUBS = F::COLUMNS / 64;
+        for (int part = threadIdx.x >> 5; part < chunks * SUBS; part += blockDim.x >> 5) {
+            const u8* chunk = tile + (i64)(part / SUBS) * F::BYTES;
 #pragma unroll
-        for (int s = 0; s < 4; s++) {
-            float low[4], high[4];
-            expand_part<F>(tile + (i64)chunk * F::BYTES, sub, lane, s, scale, low, high);
-            int k = part * 64 + s * 16 + (lane & 3) * 4;
-            if (lane >> 2 == (row & 7))
-                for (int i = 0; i < 4 && k + i < columns; i++)
-                    to[k + i] = row & 8 ? high[i] : low[i];
+            for (int s = 0; s < 4; s++) {
+                float low[4], high[4];
+                expand_part<F>(chunk, part % SUBS, lane, s, scale, low, high);
+                int k = part * 64 + s * 16 + (lane & 3) * 4;
+                if (lane >> 2 == (row & 7))
+                    for (int i = 0; i < 4 && k + i < columns; i++)
+                        to[k + i] = row & 8 ? high[i] : low[i];
+            }
         }
     }
 }
@@ -82,7 +89,9 @@ __device__ __forceinline__ void look_up(
         int chunks, float scale                                                                \
     ) {                                                                                        \
         expand<F>(weights, out, first_tile, rows, columns, stride, chunks, scale);             \
-    }                                                                                          \
+    }
+
+#define LOOK_UP(F)                                                                             \
     extern "C" __global__ void __launch_bounds__(256) look_up(                                 \
         const u8* weights, const int* tokens, float* out, int columns, int chunks, float scale \
     ) {                                                                                        \

@@ -3,11 +3,13 @@
 // A matrix is cut into tiles of 16 rows. A tile is a run of chunks of 64 columns (256 for those
 // with super-blocks), each with its quants first and its scales behind, as `formats.py` packs them.
 // Lane 4 g + t of a warp owns, of rows g and g + 8 and of every 16 columns, columns 4 t to 4 t + 3.
+// Halves lie in whole rows, as matrix products of prompts want them; a chunk of a tile is then a
+// piece of each of its rows.
 //
-// A format says: COLUMNS and BYTES of a chunk; SPAN, over how many steps of 16 columns a scale
-// holds (0: there is none); MINIMUM, whether something is added to each number; `load` for the
-// lane's part of 64 columns; `fragment` for the numbers of a step; `scales` and `minima` of rows g
-// and g + 8.
+// A format says: COLUMNS and BYTES of a chunk; IN_ROWS; SPAN, over how many steps of 16 columns a
+// scale holds (0: there is none); MINIMUM, whether something is added to each number; `load` for
+// the lane's part of 64 columns; `fragment` for the numbers of a step; `scales` and `minima` of
+// rows g and g + 8.
 
 struct Pair { float low, high; };  // for rows g and g + 8
 
@@ -31,7 +33,7 @@ __device__ __forceinline__ Pair halves_for(const u8* scales, int lane, int s) {
 
 struct Q8_0 {
     static constexpr int COLUMNS = 64, BYTES = 1088, SPAN = 2;
-    static constexpr bool MINIMUM = false;
+    static constexpr bool MINIMUM = false, IN_ROWS = false;
     struct Part { uint4 rows[2]; const u8* scales; };
     static __device__ __forceinline__ Part load(const u8* chunk, int lane, int) {
         const uint4* p = (const uint4*)chunk;
@@ -56,7 +58,7 @@ template <bool BIT, int ZERO, bool MIN>
 struct Blocks {
     static constexpr int COLUMNS = 64, SPAN = 2;
     static constexpr int BYTES = 512 + (BIT ? 128 : 0) + 64 + (MIN ? 64 : 0);
-    static constexpr bool MINIMUM = MIN;
+    static constexpr bool MINIMUM = MIN, IN_ROWS = false;
     struct Part { uint4 words; u32 bits; const u8* scales; };
     static __device__ __forceinline__ Part load(const u8* chunk, int lane, int) {
         u32 bits = BIT ? ((const u32*)(chunk + 512))[lane] : 0;
@@ -92,7 +94,7 @@ using Q5_1 = Blocks<true, 0, true>;
 
 struct MXFP4 {
     static constexpr int COLUMNS = 64, BYTES = 544, SPAN = 2;
-    static constexpr bool MINIMUM = false;
+    static constexpr bool MINIMUM = false, IN_ROWS = false;
     struct Part { uint4 words; const u8* scales; };
     static __device__ __forceinline__ Part load(const u8* chunk, int lane, int) {
         return {((const uint4*)chunk)[lane], chunk + 512};
@@ -123,7 +125,7 @@ template <bool BIT>
 struct SuperBlocks {
     static constexpr int COLUMNS = 256, SPAN = 2;
     static constexpr int BYTES = 2304 + (BIT ? 512 : 0);
-    static constexpr bool MINIMUM = true;
+    static constexpr bool MINIMUM = true, IN_ROWS = false;
     struct Part { uint4 words; u32 bits; u32 low, high; float d[2], m[2]; };
     static __device__ __forceinline__ u32 field(const uint4& w, int sub) {
         switch (sub) {
@@ -164,7 +166,7 @@ using Q5_K = SuperBlocks<true>;
 
 struct Q6_K {
     static constexpr int COLUMNS = 256, BYTES = 3360, SPAN = 1;
-    static constexpr bool MINIMUM = false;
+    static constexpr bool MINIMUM = false, IN_ROWS = false;
     struct Part { uint4 words; uint2 bits; u32 low, high; float d[2]; };
     static __device__ __forceinline__ Part load(const u8* chunk, int lane, int sub) {
         Part part;
@@ -195,21 +197,32 @@ struct Q6_K {
     }
 };
 
-// Halves; BF16 is kept so as well, times a power of two that the product takes away again.
+// Halves; BF16 is kept so as well, times a power of two that the product takes away again. In
+// shared memory the eight pieces of 16 bytes of a row stand in another order for every fourth row,
+// so that the lanes of a warp read from different banks.
 struct F16 {
     static constexpr int COLUMNS = 64, BYTES = 2048, SPAN = 0;
-    static constexpr bool MINIMUM = false;
-    struct Part { uint4 words[4]; };
+    static constexpr bool MINIMUM = false, IN_ROWS = true;
+    struct Part { uint2 words[2][4]; };
+    static __device__ __forceinline__ int place(int row, int piece) {
+        return row * 128 + ((piece ^ (row & 3) << 1) << 4);
+    }
     static __device__ __forceinline__ Part load(const u8* chunk, int lane, int) {
-        const uint4* p = (const uint4*)chunk + lane;
-        return {{p[0], p[32], p[64], p[96]}};
+        Part part;
+        const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+        for (int row = 0; row < 2; row++)
+#pragma unroll
+            for (int s = 0; s < 4; s++)
+                part.words[row][s] = *(const uint2*)(
+                    chunk + place(g + 8 * row, 2 * s + (t >> 1)) + (t & 1) * 8);
+        return part;
     }
     static __device__ __forceinline__ void fragment(const Part& part, int s, u32 (&a)[4]) {
 #pragma unroll
         for (int row = 0; row < 2; row++) {
-            const uint4& w = part.words[row * 2 + (s >> 1)];
-            a[row] = s & 1 ? w.z : w.x;
-            a[row + 2] = s & 1 ? w.w : w.y;
+            a[row] = part.words[row][s].x;
+            a[row + 2] = part.words[row][s].y;
         }
     }
     static __device__ __forceinline__ Pair scales(const Part&, int, int) { return {1, 1}; }

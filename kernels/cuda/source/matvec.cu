@@ -31,16 +31,25 @@ struct Product {
 // One stage: a chunk of each tile.
 template <class F, int TILES>
 __device__ __forceinline__ void fetch(
-    u8* stage, const u8* const (&tiles)[TILES], int chunk, int lane
+    u8* stage, const u8* const (&tiles)[TILES], int chunk, int row_bytes, int lane
 ) {
 #pragma unroll
     for (int n = 0; n < TILES; n++) {
-        const u8* from = tiles[n] + (i64)chunk * F::BYTES;
-        u8* to = stage + n * F::BYTES;
+        if constexpr (F::IN_ROWS) {
 #pragma unroll
-        for (int i = 0; i < (F::BYTES / 16 + 31) / 32; i++) {
-            int piece = i * 32 + lane;
-            if (piece < F::BYTES / 16) copy_async(to + 16 * piece, from + 16 * piece);
+            for (int i = 0; i < F::BYTES / 512; i++) {
+                const int row = i * 4 + (lane >> 3), piece = lane & 7;
+                copy_async(stage + n * F::BYTES + F::place(row, piece),
+                           tiles[n] + (i64)row * row_bytes + chunk * 128 + piece * 16);
+            }
+        } else {
+            const u8* from = tiles[n] + (i64)chunk * F::BYTES;
+            u8* to = stage + n * F::BYTES;
+#pragma unroll
+            for (int i = 0; i < (F::BYTES / 16 + 31) / 32; i++) {
+                int piece = i * 32 + lane;
+                if (piece < F::BYTES / 16) copy_async(to + 16 * piece, from + 16 * piece);
+            }
         }
     }
 }
@@ -101,13 +110,13 @@ __device__ __forceinline__ void multiply_part(
 // The warp's share of the columns of some tiles: chunks `first` to `last`.
 template <class F, int N, int SETS, int TILES, int DEPTH>
 __device__ __forceinline__ void multiply_tiles(
-    const u8* const (&tiles)[TILES], int first, int last, const Packed& x, int columns, u8* ring,
-    int lane, float (&total)[TILES][N][4]
+    const u8* const (&tiles)[TILES], int first, int last, int row_bytes, const Packed& x,
+    int columns, u8* ring, int lane, float (&total)[TILES][N][4]
 ) {
     constexpr int SUBS = F::COLUMNS / 64, STAGE = TILES * F::BYTES;
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) {
-        if (first + i < last) fetch<F, TILES>(ring + i * STAGE, tiles, first + i, lane);
+        if (first + i < last) fetch<F, TILES>(ring + i * STAGE, tiles, first + i, row_bytes, lane);
         commit_copies();
     }
     let_next_start();
@@ -148,7 +157,7 @@ __device__ __forceinline__ void multiply_tiles(
                 multiply_part<F, N, SETS>(stage + r * F::BYTES, sub, lane, b, sums, total[r]);
         }
         __syncwarp();
-        if (chunk + DEPTH < last) fetch<F, TILES>(stage, tiles, chunk + DEPTH, lane);
+        if (chunk + DEPTH < last) fetch<F, TILES>(stage, tiles, chunk + DEPTH, row_bytes, lane);
         commit_copies();
         place = place + 1 == DEPTH ? 0 : place + 1;
     }
@@ -208,8 +217,8 @@ __device__ __forceinline__ void product(const Product& p) {
             tiles[r] = segment.weights + (i64)tile * chunks * F::BYTES;
         }
         multiply_tiles<F, N, SETS, TILES, DEPTH>(
-            tiles, chunks * share / shares, chunks * (share + 1) / shares, p.x, p.columns,
-            memory + warp * ROOM, lane, total);
+            tiles, chunks * share / shares, chunks * (share + 1) / shares,
+            chunks * (F::BYTES / 16), p.x, p.columns, memory + warp * ROOM, lane, total);
     };
     if (segment.format == 0) run(F0());
     else run(F1());

@@ -4,6 +4,8 @@
 // With TERMS 1 operands are halves, as they are in a cache of halves. With TERMS 3 each operand
 // is split in two halves, and all but the smallest of the four products are added: the result is
 // nearly as good as float32.
+//
+// While a tile of keys and values in halves is worked on, the next one is copied to shared memory.
 
 #define QUERIES 64
 
@@ -61,14 +63,54 @@ __device__ __forceinline__ void copy_split(u16* high, u16* low, const T* from, i
     store_split<TERMS>(high, low, x);
 }
 
+// 16 bytes to shared memory; zeros, if nothing is to be read.
+__device__ __forceinline__ void copy_or_clear(void* to, const void* from, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Where a token's keys and values lie, in heads of a page.
+__device__ __forceinline__ i64 place_of(
+    const PromptAttention& p, const int* table, int kv_head, int token
+) {
+    return ((i64)table[token / p.block_size] * p.kv_heads + kv_head) * p.block_size
+           + token % p.block_size;
+}
+
+// A tile of halves whose heads are multiples of 16 bytes: copies that are waited for later.
+template <int SIZE, int KEYS>
+__device__ __forceinline__ void fetch_tile(
+    const PromptAttention& p, const int* table, int kv_head, int base, int length, u16* ks, u16* vs
+) {
+    constexpr int PIECES = SIZE / 8;
+    for (int i = threadIdx.x; i < KEYS * PIECES; i += blockDim.x) {
+        const int n = i / PIECES, d = i % PIECES * 8, token = base + n;
+        const bool here = token < length;
+        const i64 place = here ? place_of(p, table, kv_head, token) : 0;
+        const u16* key = (const u16*)p.keys + place * p.key_room + d;
+        const u16* value = (const u16*)p.values + place * p.value_room + d;
+        const bool has_key = here && d < p.key_room, has_value = here && d < p.value_room;
+        copy_or_clear(ks + n * (SIZE + 8) + d, has_key ? key : p.keys, has_key);
+        copy_or_clear(vs + n * (SIZE + 8) + d, has_value ? value : p.values, has_value);
+    }
+    commit_copies();
+}
+
 // SIZE: elements of a head, rounded up. KEYS: of a tile.
 template <class T, int SIZE, int KEYS, int TERMS>
 __device__ __forceinline__ void attend_prompt(const PromptAttention& p) {
     extern __shared__ __align__(16) u16 halves[];
     constexpr int PITCH = SIZE + 8, SPLITS = TERMS == 3 ? 2 : 1;
     u16* qs = halves;                               // [SPLITS][QUERIES][PITCH]
-    u16* ks = qs + SPLITS * QUERIES * PITCH;        // [SPLITS][KEYS][PITCH]
-    u16* vs = ks + SPLITS * KEYS * PITCH;
+    u16* first_ks = qs + SPLITS * QUERIES * PITCH;  // [SPLITS][KEYS][PITCH], then values
+    constexpr int STAGE = 2 * SPLITS * KEYS * PITCH;
+    const bool ahead = TERMS == 1 && p.key_room % 8 == 0 && p.value_room % 8 == 0;
     wait_for_previous();
     let_next_start();
     const int row0 = p.tiles[blockIdx.x * 3], rows = p.tiles[blockIdx.x * 3 + 1];
@@ -76,6 +118,8 @@ __device__ __forceinline__ void attend_prompt(const PromptAttention& p) {
     const int head = blockIdx.y, kv_head = head / (p.heads / p.kv_heads);
     const int position0 = p.positions[row0], length = position0 + rows;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    if (ahead)
+        fetch_tile<SIZE, KEYS>(p, table, kv_head, 0, length, first_ks, first_ks + STAGE / 2);
     for (int i = threadIdx.x; i < QUERIES * (SIZE / 4); i += blockDim.x) {
         int r = i / (SIZE / 4), d = i % (SIZE / 4) * 4;
         const float* from = p.q + ((i64)(row0 + r) * p.heads + head) * p.key_size;
@@ -92,22 +136,27 @@ __device__ __forceinline__ void attend_prompt(const PromptAttention& p) {
         for (int i = 0; i < 4; i++) total[n][i] = 0.0f;
     float highest[2] = {LOWEST, LOWEST}, sum[2] = {0.0f, 0.0f};
     const int own = position0 + warp * 16 + g;  // of row g; row g + 8 comes 8 later
-    for (int base = 0; base < length; base += KEYS) {
+    for (int base = 0, number = 0; base < length; base += KEYS, number++) {
+        u16* ks = first_ks + (ahead ? number % 2 * STAGE : 0);
+        u16* vs = ks + STAGE / 2;
+        if (ahead) wait_copies<0>();
         __syncthreads();
-        for (int i = threadIdx.x; i < KEYS * (SIZE / 4); i += blockDim.x) {
+        if (ahead && base + KEYS < length) {
+            u16* other = first_ks + (number + 1) % 2 * STAGE;
+            fetch_tile<SIZE, KEYS>(
+                p, table, kv_head, base + KEYS, length, other, other + STAGE / 2);
+        }
+        for (int i = threadIdx.x; !ahead && i < KEYS * (SIZE / 4); i += blockDim.x) {
             int n = i / (SIZE / 4), d = i % (SIZE / 4) * 4, token = base + n;
             bool here = token < length;
-            i64 place = 0;
-            if (here)
-                place = ((i64)table[token / p.block_size] * p.kv_heads + kv_head) * p.block_size
-                        + token % p.block_size;
+            const i64 place = here ? place_of(p, table, kv_head, token) : 0;
             const T* key = here ? (const T*)p.keys + place * p.key_room : nullptr;
             const T* value = here ? (const T*)p.values + place * p.value_room : nullptr;
             u16 *k = ks + n * PITCH + d, *v = vs + n * PITCH + d;
             copy_split<T, TERMS>(k, k + KEYS * PITCH, key, d, p.key_room);
             copy_split<T, TERMS>(v, v + KEYS * PITCH, value, d, p.value_room);
         }
-        __syncthreads();
+        if (!ahead) __syncthreads();
         if (base > position0 + warp * 16 + 15) continue;  // all in the future
         float score[KEYS / 8][4];
 #pragma unroll
@@ -140,12 +189,13 @@ __device__ __forceinline__ void attend_prompt(const PromptAttention& p) {
             }
         }
         float top[2] = {highest[0], highest[1]};
+        const bool to_the_end = base + KEYS > position0 + warp * 16;  // some are in the future
 #pragma unroll
         for (int n = 0; n < KEYS / 8; n++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int token = base + n * 8 + 2 * t + (i & 1);
-                if (token > own + (i >> 1) * 8) score[n][i] = LOWEST;
+                if (to_the_end && token > own + (i >> 1) * 8) score[n][i] = LOWEST;
                 top[i >> 1] = fmaxf(top[i >> 1], score[n][i]);
             }
         }
@@ -154,7 +204,7 @@ __device__ __forceinline__ void attend_prompt(const PromptAttention& p) {
         for (int i = 0; i < 2; i++) {
             top[i] = fmaxf(top[i], __shfl_xor_sync(FULL, top[i], 1));
             top[i] = fmaxf(top[i], __shfl_xor_sync(FULL, top[i], 2));
-            keep[i] = exp2f(highest[i] - top[i]);
+            keep[i] = power_of_two(highest[i] - top[i]);
             highest[i] = top[i];
             sum[i] *= keep[i];
         }
@@ -166,7 +216,7 @@ __device__ __forceinline__ void attend_prompt(const PromptAttention& p) {
         for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                score[n][i] = score[n][i] <= LOWEST ? 0.0f : exp2f(score[n][i] - top[i >> 1]);
+                score[n][i] = power_of_two(score[n][i] - top[i >> 1]);
                 sum[i >> 1] += score[n][i];
             }
 #pragma unroll
