@@ -35,7 +35,7 @@ class Shape:
 
 
 SHAPES = (
-    Shape("few", 4, 1, 1, 1, 4608, 4),
+    Shape("few", 4, 1, 1, 1, 4608, 3),
     Shape("eight", 8, 1, 2, 1, 4608, 3),
     Shape("sixteen", 16, 2, 2, 2, 4352, 2),
 )

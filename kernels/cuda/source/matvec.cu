@@ -107,6 +107,20 @@ __device__ __forceinline__ void multiply_part(
     }
 }
 
+// What the lane multiplies with in a step of 64 columns.
+template <int N, int SETS>
+__device__ __forceinline__ void load_x(
+    const Packed& x, int step, int columns, int lane, uint4 (&b)[N * SETS][2]
+) {
+    const uint4* from = (const uint4*)x.data + (i64)step * N * SETS * 64 + lane;
+#pragma unroll
+    for (int n = 0; n < N * SETS; n++) {
+        bool used = n / SETS * 8 + (lane >> 2) < columns;
+        b[n][0] = used ? from[n * 64] : make_uint4(0, 0, 0, 0);
+        b[n][1] = used ? from[n * 64 + 32] : make_uint4(0, 0, 0, 0);
+    }
+}
+
 // The warp's share of the columns of some tiles: chunks `first` to `last`.
 template <class F, int N, int SETS, int TILES, int DEPTH>
 __device__ __forceinline__ void multiply_tiles(
@@ -121,6 +135,10 @@ __device__ __forceinline__ void multiply_tiles(
     }
     let_next_start();
     wait_for_previous();
+    // With few registers of x, those of the next step are on their way during this one.
+    constexpr bool AHEAD = N * SETS == 1;
+    uint4 next[N * SETS][2];
+    if (AHEAD && first < last) load_x<N, SETS>(x, first * SUBS, columns, lane, next);
     int place = 0;
     for (int chunk = first; chunk < last; chunk++) {
         wait_copies<DEPTH - 1>();
@@ -130,13 +148,12 @@ __device__ __forceinline__ void multiply_tiles(
         for (int sub = 0; sub < SUBS; sub++) {
             uint4 b[N * SETS][2];
             float sums[N][2][4];
-            const uint4* from =
-                (const uint4*)x.data + (i64)(chunk * SUBS + sub) * N * SETS * 64 + lane;
-#pragma unroll
-            for (int n = 0; n < N * SETS; n++) {
-                bool used = n / SETS * 8 + (lane >> 2) < columns;
-                b[n][0] = used ? from[n * 64] : make_uint4(0, 0, 0, 0);
-                b[n][1] = used ? from[n * 64 + 32] : make_uint4(0, 0, 0, 0);
+            const int step = chunk * SUBS + sub;
+            if constexpr (AHEAD) {
+                b[0][0] = next[0][0], b[0][1] = next[0][1];
+                if (step + 1 < last * SUBS) load_x<N, SETS>(x, step + 1, columns, lane, next);
+            } else {
+                load_x<N, SETS>(x, step, columns, lane, b);
             }
             if constexpr (F::MINIMUM) {
                 const u32 ones[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
