@@ -68,6 +68,8 @@ class Engine:
         """Counts what was loaded."""
         self.copy_seconds = 0.0
         """What it took to copy caches when the plan was loaded."""
+        self.copied_bytes = 0
+        """How much was copied."""
         self._vocabulary = graph.dimensions.vocabulary
         self._end_of_generation = end_of_generation
         self._step_seconds = step_seconds
@@ -109,7 +111,7 @@ class Engine:
         )
         self.rounds.stopping = lambda: self._stopping
         self._failure = None
-        self.copy_seconds = wires.copy_seconds
+        self.copy_seconds, self.copied_bytes = wires.copy_seconds, wires.copied_bytes
         return wires.kept
 
     @property

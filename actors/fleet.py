@@ -28,7 +28,9 @@ class Wires:
     kept: bool = False
     """Whether the caches hold what they held under the plan before."""
     copy_seconds: float = 0.0
-    """What it took to bring that to other places."""
+    """What it took to bring that to other devices, where it has to go there."""
+    copied_bytes: int = 0
+    """How much that was."""
 
 
 class Fleet(Protocol):

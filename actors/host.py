@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from raygraft.actors.journeys import NOTHING_STAYS, Staying
 from raygraft.actors.loop import ResidentLoop
 from raygraft.actors.part import ActorPart, Links
 from raygraft.actors.sharing import gpu_of
@@ -29,6 +30,8 @@ class Host(Mapping[str, DeviceWorker]):
         self._commons = Commons()
         self._stopping = threading.Event()
         self._part: ActorPart | None = None
+        self.prepared: ActorPart | None = None
+        """What was prepared last."""
 
     def __getitem__(self, name: str) -> DeviceWorker:
         return self._workers[name]
@@ -49,21 +52,28 @@ class Host(Mapping[str, DeviceWorker]):
         """Let go of a device, and of all that it holds."""
         del self._workers[name]
 
-    def load(self, part: ActorPart, weights: WeightSource) -> None:
+    def load(
+        self, part: ActorPart, weights: WeightSource, staying: Staying = NOTHING_STAYS
+    ) -> bool:
         """Load the devices' parts, when all of them have let go of what they need no more.
 
-        Raises what `DeviceWorker.load` raises.
+        Returns whether all is in their caches that is `staying`. Raises what `DeviceWorker.load`
+        raises.
         """
         self._stopping.clear()
         self._part = part
         for name, worker in self._workers.items():
-            worker.make_room(part.parts.get(name))
+            own_states = staying.names.get(name, ())
+            worker.make_room(part.parts.get(name), own_states, staying.pages)
+        kept = True
         for name, own in part.parts.items():
-            self._workers[name].load(own, weights)
+            kept &= self._workers[name].load(own, weights)
             self._workers[name].backend.interrupt(False)
+        return kept
 
     def prepare(self, part: ActorPart, weights: WeightSource) -> None:
         """As `load`, beside the parts that run; what cannot be done is left to `load`."""
+        self.prepared = part
         for name, own in part.parts.items():
             self._workers[name].prepare(own, weights)
 
@@ -76,18 +86,18 @@ class Host(Mapping[str, DeviceWorker]):
 
     def import_states(
         self, wanted: Mapping[str, Sequence[str]], pages: Sequence[int], found: Sequence[Exported]
-    ) -> bool:
-        """Fill caches of devices with what others had; whether all of it was there."""
-        complete = True
+    ) -> int | None:
+        """Fill caches with what other devices had: so many bytes; None when some is not there."""
+        nbytes = 0
         for device, names in wanted.items():
             worker = self._workers[device]
             alike = [own for backend, own in found if backend == worker.backend_name]
             states: dict[str, Any] = {n: own[n] for own in alike for n in own if n in names}
             if len(states) < len(names) or None in states.values():
-                complete = False
-            elif complete:
-                worker.import_states(states, pages)
-        return complete
+                return None
+            worker.import_states(states, pages)
+            nbytes += sum(array.nbytes for content in states.values() for array in content)
+        return nbytes
 
     def open_ring(self, slots: int, slot_bytes: int) -> tuple[DeviceRing, Any]:
         """See `Backend.open_ring`: of the memory that all devices here share."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from raygraft.actors.fleet import Wires
 from raygraft.actors.host import Host
+from raygraft.actors.journeys import NOTHING_STAYS, Journeys
 from raygraft.actors.links import Receiver, Sender, local_link
-from raygraft.actors.part import Links, Questions, actor_part_of, transfer_bytes
+from raygraft.actors.part import ActorPart, Links, Questions, actor_part_of, transfer_bytes
 from raygraft.actors.sharing import actors_of, profiles_of, threads_of
 from raygraft.actors.trace import Recorded
 from raygraft.actors.verification import (
@@ -74,6 +76,7 @@ class InProcessFleet:
         """By actor."""
         self._noticed: Callable[[], None] = lambda: None
         self._used: tuple[str, ...] = ()
+        self._parts: Mapping[str, ActorPart] = {}
 
     def _place(self, specs: Sequence[DeviceSpec]) -> None:
         """Know more devices, and in which actors they live."""
@@ -158,13 +161,10 @@ class InProcessFleet:
         """See `Fleet.load`."""
         self._used = used_devices(plan.stages)
         actors = used_actors(plan)
+        parts = {name: actor_part_of(plan, graph, name, epoch) for name in actors}
+        before, self._parts = self._parts, parts
         weights = MappedWeights(model.files, model.tensors)
-        for name in actors:
-            try:
-                self._hosts[name].load(actor_part_of(plan, graph, name, epoch), weights)
-            except (DeviceFailedError, CapacityError) as error:
-                self._failures[name] = error
-                raise
+        copied, seconds = self._load(parts, before, weights, pages)
         control, results, links = self._connect(plan, graph)
         for name in actors:
             thread = threading.Thread(
@@ -172,7 +172,38 @@ class InProcessFleet:
             )
             thread.start()
             self._threads[name] = thread
-        return Wires(control, results)
+        return Wires(control, results, copied is not None, seconds, copied or 0)
+
+    def _load(
+        self,
+        parts: Mapping[str, ActorPart],
+        before: Mapping[str, ActorPart],
+        weights: WeightSource,
+        pages: Sequence[int] | None,
+    ) -> tuple[int | None, float]:
+        """Load parts; bytes copied from cache to cache, None if not all was kept, and seconds."""
+        began = time.monotonic()
+        journeys, held = Journeys.between(before, parts, pages), pages or ()
+        left = [
+            exported
+            for name, states in journeys.leaving.items()
+            if name in self._hosts
+            for exported in self._hosts[name].export_states(states, held)
+        ]
+        seconds = time.monotonic() - began
+        stayed = pages is not None
+        for name, part in parts.items():
+            staying = journeys.staying.get(name, NOTHING_STAYS)
+            try:
+                stayed &= self._hosts[name].load(part, weights, staying)
+            except (DeviceFailedError, CapacityError) as error:
+                self._failures[name] = error
+                raise
+        began = time.monotonic()
+        arriving = journeys.arriving.items()
+        copied = [self._hosts[name].import_states(own, held, left) for name, own in arriving]
+        seconds += time.monotonic() - began
+        return sum(n or 0 for n in copied) if stayed and None not in copied else None, seconds
 
     def _connect(
         self, plan: Plan, graph: Graph

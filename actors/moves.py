@@ -29,6 +29,8 @@ class Move:
     """Between the last result of the old plan and the first header of the new one."""
     copy_seconds: float
     """The part of it in which what is in the caches was copied."""
+    copied_bytes: int
+    """How much that was: what went from one device to another."""
     load_seconds: float
     """Before that, while the engine went on."""
     regions: int
@@ -75,7 +77,14 @@ class Moves:
                 kept = engine.switch(*newest)
                 self.count += 1
                 paused = time.monotonic() - began
-                move = Move(paused, engine.copy_seconds, loaded, regions, 0 if kept else held)
+                move = Move(
+                    pause_seconds=paused,
+                    copy_seconds=engine.copy_seconds,
+                    copied_bytes=engine.copied_bytes,
+                    load_seconds=loaded,
+                    regions=regions,
+                    recomputed_tokens=0 if kept else held,
+                )
                 tell("move", f"{regions} regions moved: {move}", epoch=engine.epoch)
                 return move
 

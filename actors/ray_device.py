@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import ray
 
 from raygraft.actors.ends import DeviceEnd, End, Opening, link_name, open_link
 from raygraft.actors.host import Exported, Host
+from raygraft.actors.journeys import Staying
 from raygraft.actors.links import Inbox, Outbox, Receiver, Sender
 from raygraft.actors.part import ActorPart, Answers, Links, Questions
 from raygraft.actors.records import Record
@@ -107,10 +109,28 @@ class RayDevice:
         return all(file.same_file(local_identity(file)) for file in files)
 
     def load(
-        self, part: ActorPart, files: tuple[FileIdentity, ...] | None, stored: Mapping[str, Any]
-    ) -> None:
-        """Load a part of a plan, from the files on this machine or from the object store."""
-        self._host.load(part, _weights(part.tensors, files, stored))
+        self,
+        part: ActorPart,
+        files: tuple[FileIdentity, ...] | None,
+        stored: Mapping[str, Any],
+        staying: Staying,
+    ) -> bool:
+        """Load a part of a plan, from the files on this machine or from the object store.
+
+        Returns what `Host.load` does.
+        """
+        return self._host.load(part, _weights(part.tensors, files, stored), staying)
+
+    def load_prepared(
+        self,
+        epoch: int,
+        files: tuple[FileIdentity, ...] | None,
+        stored: Mapping[str, Any],
+        staying: Staying,
+    ) -> bool:
+        """As `load`, the part that was prepared last: that is here already."""
+        assert self._host.prepared is not None
+        return self.load(replace(self._host.prepared, epoch=epoch), files, stored, staying)
 
     def prepare(
         self, part: ActorPart, files: tuple[FileIdentity, ...] | None, stored: Mapping[str, Any]
@@ -127,7 +147,7 @@ class RayDevice:
         wanted: Mapping[str, Sequence[str]],
         pages: Sequence[int],
         *found: tuple[Exported, ...],
-    ) -> bool:
+    ) -> int | None:
         """See `Host.import_states`; there is one of `found` for each actor."""
         every = [exported for of_actor in found for exported in of_actor]
         return self._host.import_states(wanted, pages, every)

@@ -10,11 +10,12 @@ import ray
 
 from raygraft.actors import cluster
 from raygraft.actors.fleet import Wires
-from raygraft.actors.part import ActorPart, Answers, Questions, actor_part_of
+from raygraft.actors.journeys import Journeys
+from raygraft.actors.part import ActorPart, Answers, Questions
 from raygraft.actors.ray_actors import RayActors
 from raygraft.actors.ray_checks import RayChecks
 from raygraft.actors.ray_loops import END_SECONDS, RayLoops
-from raygraft.actors.ray_weights import have_files, load_parts
+from raygraft.actors.ray_weights import PlanLoader, have_files
 from raygraft.actors.sharing import named, profiles_of
 from raygraft.actors.states import StatesOnTheMove
 from raygraft.actors.trace import Recorded, clock
@@ -33,7 +34,7 @@ from raygraft.graph.graph import Graph
 from raygraft.kernels.base import Description
 from raygraft.placement.devices import DeviceProfile, DeviceSpec
 from raygraft.placement.plan import Plan
-from raygraft.placement.schedule import used_actors, used_devices
+from raygraft.placement.schedule import used_devices
 
 CLOCK_TRIPS = 20
 """Round trips that compare two machines' clocks."""
@@ -66,6 +67,8 @@ class RayFleet:
         """Devices that were lost, and neither replaced nor dropped yet."""
         self._used: tuple[str, ...] = ()
         self._parts: Mapping[str, ActorPart] = {}
+        self._prepared: PlanLoader | None = None
+        """For the plan that comes next."""
         self._ahead: dict[str, float] = {}
         try:
             self._actors = RayActors(specs, spares, progress)
@@ -154,16 +157,20 @@ class RayFleet:
         if lost := self._gone.intersection(self._used):
             raise DeviceLostError(f"{named(sorted(lost))} was lost")
         self._progress(f"loading weights on {', '.join(self._used)}")
-        parts = {name: actor_part_of(plan, graph, name, epoch) for name in used_actors(plan)}
+        loader, self._prepared = self._prepared, None
+        if loader is None or not loader.brings(plan, graph):
+            loader = PlanLoader(self._actors, plan, graph, model)
+        parts = loader.parts(epoch)
         before, self._parts = self._parts, parts
-        states = StatesOnTheMove(self._actors, before, parts, pages)
-        load_parts(self._actors, parts, model, "load", self._unloaded)
-        kept = states.arrive()
+        journeys = Journeys.between(before, parts, pages)
+        states = StatesOnTheMove(self._actors, journeys, pages)
+        stayed = loader.load(epoch, journeys.staying, self._unloaded)
+        kept = states.arrive() and stayed
         wiring = Wiring(self._actors, self._actors.ask, self._loops.blame, self._progress)
         wires = wiring.connect(openings_of(plan, graph, self.node, epoch))
         self._loops.start(tuple(parts))
         self._actors.spares.refill_soon(self._actors.nodes, self._actors.specs)
-        return replace(wires, kept=kept, copy_seconds=states.seconds)
+        return replace(wires, kept=kept, copy_seconds=states.seconds, copied_bytes=states.nbytes)
 
     def check(self) -> None:
         """See `Fleet.check`."""
@@ -179,8 +186,10 @@ class RayFleet:
 
     def prepare(self, plan: Plan, graph: Graph, model: ModelFile) -> None:
         """See `Fleet.prepare`."""
-        parts = {name: actor_part_of(plan, graph, name, 0) for name in used_actors(plan)}
-        load_parts(self._actors, parts, model, "prepare", self._unloaded)
+        self._prepared = None
+        loader = PlanLoader(self._actors, plan, graph, model)
+        loader.prepare(self._unloaded)
+        self._prepared = loader
 
     def add(self, spec: DeviceSpec) -> None:
         """See `Fleet.add`."""

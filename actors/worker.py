@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from raygraft.actors import compiled_turns
+from raygraft.actors.journeys import KeptStates
 from raygraft.actors.part import Answers, Part, Questions
 from raygraft.actors.trace import Trace
 from raygraft.graph.errors import (
@@ -70,6 +71,8 @@ class DeviceWorker:
         self._part: Part | None = None
         """What is loaded."""
         self._prepared: tuple[Part, Backend, dict[int, list[LoadedUnit]]] | None = None
+        self._kept: KeptStates | None = None
+        """Between letting go of one part and loading the next."""
 
     def describe(self) -> Description:
         """What the device is, as it is now."""
@@ -105,36 +108,49 @@ class DeviceWorker:
 
     def prepare(self, part: Part, weights: WeightSource) -> None:
         """Load a part beside the one that runs, if the backend allows it and has the room."""
-        if self._part == part or not self.backend.loads_beside:
+        self._prepared = None
+        if self._part == part:
+            self._part = part  # which `load` then knows without comparing all of it
+            return
+        if not self.backend.loads_beside:
             return
         backend = create_backend(self.backend_name, self.options)
         with suppress(Exception):  # `load` tries again, when the other part has gone
             self._prepared = part, backend, self._load_all(backend, part, weights)
 
-    def make_room(self, part: Part | None) -> None:
-        """Let go of what is loaded, unless it is this part, or the part was prepared."""
-        if self._part == part or (self._prepared is not None and self._prepared[0] == part):
+    def make_room(self, part: Part | None, staying: Sequence[str], pages: Sequence[int]) -> None:
+        """Let go of what is loaded, unless it is this part, or the part was prepared.
+
+        What these pages hold of the states that are `staying` is kept for `load`.
+        """
+        self._kept = None
+        if self._part == part:
+            return
+        self._kept = KeptStates(self._states(), staying, pages)
+        if self._prepared is not None and self._prepared[0] == part:
             return
         self._part, self._prepared = None, None
         if self.runners:
             self.runners = {}
             self._renew_backend()
 
-    def load(self, part: Part, weights: WeightSource) -> None:
+    def load(self, part: Part, weights: WeightSource) -> bool:
         """Load the weights of a part of a plan, and make room for its cache.
 
-        Raises DeviceFailedError when the backend fails, CapacityError when there is no room.
+        `make_room` for this part comes first. Returns whether all is in the caches that was to
+        stay. Raises DeviceFailedError when the backend fails, CapacityError when there is no room.
         """
-        self.make_room(part)
         prepared, self._prepared = self._prepared, None
+        kept, self._kept = self._kept, None
         if self._part == part:
-            return  # after a recovery: what the cache holds is written anew
+            return True  # after a recovery: what the cache holds is written anew
         if prepared is not None:
             self._part, self.backend, self.runners = prepared
-            return
-        self.runners = self._load_all(self.backend, part, weights)
-        self._part = part
-        _give_back_memory()
+        else:
+            self.runners = self._load_all(self.backend, part, weights)
+            self._part = part
+            _give_back_memory()
+        return kept is None or kept.give(self._states())
 
     def export_states(
         self, names: Collection[str], pages: Sequence[int]
@@ -164,11 +180,12 @@ class DeviceWorker:
     def _load_all(
         self, backend: Backend, part: Part, weights: WeightSource
     ) -> dict[int, list[LoadedUnit]]:
+        earlier = self._states()
         runners = {}
         for number, subgraphs in part.subgraphs.items():
             try:
                 runners[number] = [
-                    _load_unit(backend, part, subgraph, weights) for subgraph in subgraphs
+                    _load_unit(backend, part, subgraph, weights, earlier) for subgraph in subgraphs
                 ]
             except CapacityError as error:
                 raise CapacityError(f"{self._cannot_load(part, number)}: {error}") from error
@@ -190,11 +207,21 @@ class DeviceWorker:
 
 
 def _load_unit(
-    backend: Backend, part: Part, subgraph: Subgraph, weights: WeightSource
+    backend: Backend,
+    part: Part,
+    subgraph: Subgraph,
+    weights: WeightSource,
+    earlier: Mapping[str, Runner],
 ) -> LoadedUnit:
+    """`earlier` are runners of states that still run: caches of theirs are taken where they fit."""
     runner = backend.load(subgraph, weights, part.limits)
     if subgraph.states:
         runner.allocate_state(part.cache_blocks, part.block_size)
+    for op in subgraph.operators:
+        if op.state is not None and op.name in earlier:
+            state = earlier[op.name].hand_on_state(op.name)
+            if state is not None:
+                runner.take_state(op.name, state)
     return LoadedUnit(subgraph, runner)
 
 

@@ -98,6 +98,21 @@ class Runner(ABC):
         """Fill these pages with what a runner of the same backend class has exported."""
         raise NotImplementedError
 
+    def hand_on_state(self, name: str) -> object | None:
+        """An attention operator's cache itself, for `take_state` of a runner that follows this one.
+
+        That is of the same device. It may be made and take the cache while this one still runs,
+        but does not run before this one has ended. None where pages must be copied.
+        """
+        return None
+
+    def take_state(self, name: str, state: object) -> bool:
+        """Have a cache that was handed on in the place of the own; False when it does not fit.
+
+        After `allocate_state`. What was taken before may be given once more.
+        """
+        return False
+
     @abstractmethod
     def run(self, step: Step, inputs: Values) -> dict[str, Array]:
         """Compute one step.

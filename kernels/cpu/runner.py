@@ -134,6 +134,22 @@ class CpuRunner(Runner):
         for paged, own in zip(self._pages_of(name), content, strict=True):
             paged[pages] = own
 
+    def hand_on_state(self, name: str) -> Cache:
+        """See `Runner.hand_on_state`."""
+        return self._caches[name]
+
+    def take_state(self, name: str, state: object) -> bool:
+        """See `Runner.take_state`. Programs hold addresses of caches: they are made anew."""
+        own = self._caches[name]
+        if state is own:
+            return True
+        if not isinstance(state, Cache) or state.layout != own.layout:
+            return False
+        if (state.keys.nbytes, state.values.nbytes) != (own.keys.nbytes, own.values.nbytes):
+            return False
+        self._caches[name], self._job = state, None
+        return True
+
     def _pages_of(self, name: str) -> tuple[Array, Array]:
         """A cache's keys and values `[blocks, bytes]`."""
         cache = self._caches[name]

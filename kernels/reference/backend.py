@@ -116,6 +116,17 @@ class ReferenceRunner(Runner):
         cache = self._caches[name]
         cache.keys[pages], cache.values[pages] = content
 
+    def hand_on_state(self, name: str) -> PagedCache:
+        """See `Runner.hand_on_state`."""
+        return self._caches[name]
+
+    def take_state(self, name: str, state: object) -> bool:
+        """See `Runner.take_state`."""
+        if not isinstance(state, PagedCache) or not state.like(self._caches[name]):
+            return False
+        self._caches[name] = state
+        return True
+
     def run(self, step: Step, inputs: Values) -> dict[str, Array]:
         """Compute one step, operator by operator."""
         values = dict(inputs)

@@ -48,6 +48,14 @@ class PagedCache:
         self.keys = np.zeros((blocks, block_size, state.kv_heads, state.key_size), dtype)
         self.values = np.zeros((blocks, block_size, state.kv_heads, state.value_size), dtype)
 
+    def like(self, other: PagedCache) -> bool:
+        """Whether both have the same room, and keep the same in it."""
+        mine, theirs = (
+            (cache.keys.shape, cache.values.shape, cache.keys.dtype, cache._eight_bits)
+            for cache in (self, other)
+        )
+        return mine == theirs
+
     def write(
         self, block_table: Ints, positions: Ints, k: NDArray[np.float32], v: NDArray[np.float32]
     ) -> None:

@@ -251,8 +251,7 @@ def test_regions_move_inside_of_an_actor_and_out_of_it(tiny_model_with_room, exp
         moves += [llm.move("blk.0.attn", "c"), llm.move("blk.1.attn", "c"), llm.move("blk.0", "b")]
         assert [answer.wait().token_ids for answer in answers] == expected[300]
         assert llm.engine_thread.recovery.count == 0
-        if runtime == "ray":  # there are pages to copy, inside of an actor too
-            assert [move.recomputed_tokens for move in moves] == [0, 0, 0, 0]
+        assert [move.recomputed_tokens for move in moves] == [0, 0, 0, 0]
 
 
 def test_one_of_them_is_drained_and_comes_back(tiny_model_with_room, expected, runtime):
