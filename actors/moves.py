@@ -73,8 +73,10 @@ class Moves:
                 lost = fleet.end_loops()
                 if lost:
                     raise DeviceLostError(f"{', '.join(lost)}: lost during a move")
-                fleet.drop(leaving)
-                kept = engine.switch(*newest)
+                try:
+                    kept = engine.switch(*newest)
+                finally:  # not before: others get what is in their caches
+                    fleet.drop(leaving)
                 self.count += 1
                 paused = time.monotonic() - began
                 move = Move(

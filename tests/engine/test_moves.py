@@ -55,7 +55,8 @@ def test_a_device_is_drained_and_comes_back(tiny_model_with_room, expected, runt
     settings = {"devices": DEVICES, "place": PLACE, "runtime": runtime}
     with LLM(tiny_model_with_room, **settings) as llm:
         answers = begun(llm)
-        llm.drain("b")
+        llm.move("blk.0.attn", "b")
+        assert llm.drain("b").recomputed_tokens == 0
         assert set(llm.plan.device_of.values()) == {"a"}
         llm.add(DEVICES[1])
         assert set(llm.plan.device_of.values()) == {"a", "b"}
