@@ -139,13 +139,13 @@ class Wiring:
             )
             for actor in dict.fromkeys(target for _, target in openings if target != ENGINE)
         }
+        for (source, target), opening in openings.items():
+            if target == ENGINE:  # while the actors open theirs
+                self._results, ends[source, target] = self._open_results(source, opening)
         for target, opened in self._ask(calls).items():
             for source, end in opened.items():
                 handle = ActorEnd(self._actors[target], openings[source, target].epoch)
                 ends[source, target] = end or handle
-        for (source, target), opening in openings.items():
-            if target == ENGINE:
-                self._results, ends[source, target] = self._open_results(source, opening)
         return ends
 
     def _open_results(self, source: str, opening: Opening) -> tuple[Receiver, End | None]:
