@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ STEPS = 20
 
 def run(options: argparse.Namespace, model: Path) -> list[dict[str, Any]]:
     """A row for each move."""
+    steps: deque[float] = deque(maxlen=STEPS)
     prompts = [[100 * number + 5] * 40 for number in range(1, options.requests + 1)]
     params = SamplingParams(temperature=0, max_tokens=options.tokens, ignore_eos=True)
     rows: list[dict[str, Any]] = []
@@ -39,22 +41,28 @@ def run(options: argparse.Namespace, model: Path) -> list[dict[str, Any]]:
             answers = [llm.submit(prompt, params) for prompt in prompts]
             time.sleep(2 * REST_SECONDS)
             while len(rows) < options.moves and not any(a.request.finish_reason for a in answers):
-                rows.append(_move(llm, options.blocks, "ab"[1 - len(rows) % 2]))
+                rows.append(_move(llm, options.blocks, "ab"[1 - len(rows) % 2], steps))
                 time.sleep(REST_SECONDS)
             if [answer.wait().token_ids for answer in answers] != expected:
                 raise SystemExit("an answer is not the one that was given without moves")
     return rows
 
 
-def _move(llm: LLM, blocks: int, device: str) -> dict[str, Any]:
+def _move(llm: LLM, blocks: int, device: str, steps: deque[float]) -> dict[str, Any]:
+    """`steps` are those that were seen last: what metrics have counted is told to nobody else."""
     engine = llm.engine_thread.engine  # type: ignore[union-attr]
-    step = statistics.median(seconds for _, seconds in [*engine.timings.latest_steps][-STEPS:])
+    steps.extend(seconds for _, seconds in [*engine.timings.latest_steps])
+    while not steps:
+        time.sleep(0.01)
+        steps.extend(seconds for _, seconds in [*engine.timings.latest_steps])
+    step = statistics.median(steps)
     move = llm.move(f"blk.[0-{blocks - 1}].attn", device)
     cached = sum(sequence.computed for sequence in [*engine.scheduler.running])
     return {
         "step": step,
         "pause": move.pause_seconds,
         "copy": move.copy_seconds,
+        "MB": move.copied_bytes / 1e6,
         "load": move.load_seconds,
         "cached tokens": cached,
         "computed again": move.recomputed_tokens,
@@ -78,10 +86,12 @@ def main() -> None:
         own = [1000 * row[name] for row in rows]
         cells.append([name, f"{statistics.median(own):.0f}", f"{min(own):.0f}", f"{max(own):.0f}"])
     print_table("Milliseconds", ["", "median", "least", "most"], cells)
+    megabytes = statistics.median(row["MB"] for row in rows)
     steps = [(row["pause"] - row["copy"]) / row["step"] for row in rows]
     print(
         f"\nThe pause without the copy is {statistics.median(steps):.1f} steps in the median, "
-        f"{max(steps):.1f} at most; {rows[-1]['cached tokens']} tokens were in the caches, "
+        f"{max(steps):.1f} at most; {megabytes:.0f} MB were copied in the median. "
+        f"{rows[-1]['cached tokens']} tokens were in the caches at the end, "
         f"{sum(row['computed again'] for row in rows)} computed again."
     )
     write_json(options.json, {"circumstances": found, "moves": rows})
