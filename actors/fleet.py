@@ -71,7 +71,8 @@ class Fleet(Protocol):
     ) -> Wires:
         """Load a plan's parts, connect them, and start their loops.
 
-        What these pages of the caches hold is copied to where they are now, if it can be.
+        What these pages of the caches hold stays there, or is copied to where they are now, if it
+        can be.
         """
         ...
 
