@@ -19,6 +19,7 @@ from raygraft.graph.rotary import RotaryEmbedding
 from raygraft.kernels.cpu import attention
 from raygraft.kernels.cpu import instructions as at
 from raygraft.kernels.cpu.cache import CACHE_CODES, CacheLayout
+from raygraft.kernels.cpu.formats import Format
 from raygraft.kernels.cpu.fusing import Work, fuse
 from raygraft.kernels.cpu.packing import PackedWeight
 from raygraft.kernels.cpu.products import format_functions, multiply_functions
@@ -274,8 +275,15 @@ def _described(place: int, weight: PackedWeight) -> dict[int, int]:
         place + at.WEIGHT: weight.address,
         place + at.FUNCTIONS: int(format_functions(kind).ctypes.data),
         place + at.TILE_BYTES: kind.tile_bytes(weight.columns),
-        place + at.SUMS: kind.per_group if kind.has_offset else 0,
+        place + at.SUMS: _needs(kind),
     }
+
+
+def _needs(kind: Format) -> int:
+    """What a product needs of x beside itself: the columns of its sums, or that it is rounded."""
+    if kind.in_pairs:
+        return at.ROUNDED
+    return kind.per_group if kind.has_offset else 0
 
 
 def _address(weight: Weight) -> int:

@@ -29,6 +29,8 @@ FIELDS = 26
 
 # Of a weight's description.
 WEIGHT, FUNCTIONS, TILE_BYTES, SUMS = (8 * place for place in range(4))
+ROUNDED = -1
+"""In the place of the columns whose sums of x a weight needs: it needs rows of x as records."""
 
 # Of products.
 COLUMNS, WIDTH, TILES = (OWN + 8 * place for place in range(3))

@@ -25,6 +25,7 @@ _FLOAT = ir.FloatType()
 _FLOATS = ir.VectorType(_FLOAT, LANES)
 _I8, _I16, _I32, WORD = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _INTEGERS = ir.VectorType(_I32, LANES)
+_SHORTS = ir.VectorType(_I16, 2 * LANES)
 
 
 def has_feature(name: str) -> bool:
@@ -32,6 +33,11 @@ def has_feature(name: str) -> bool:
     if config.CPU_FEATURES is not None:
         return f"+{name}" in config.CPU_FEATURES.split(",")
     return config.CPU_NAME is None and bool(llvm.get_host_cpu_features().get(name, False))
+
+
+def multiplies_pairs() -> bool:
+    """Whether code is made for processors that multiply 32 pairs of 16-bit integers at once."""
+    return has_feature("avx512bw")
 
 
 def constant(value: float) -> Any:
@@ -48,6 +54,11 @@ def declared(builder: ir.IRBuilder, name: str, result: Any, arguments: Sequence[
     known = builder.module.globals.get(name)
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     return known or ir.Function(builder.module, kind, name)
+
+
+def zeros(builder: ir.IRBuilder) -> Lanes:
+    """Integers that are 0."""
+    return Lanes(builder, _integers(0))
 
 
 @dataclass(frozen=True)
@@ -93,11 +104,25 @@ class Lanes:
     def __or__(self, other: Lanes) -> Lanes:
         return self._with(self.builder.or_(self.value, other.value))
 
-    def signed_bits(self, lowest: int, count: int) -> Lanes:
-        """So many bits from the lowest one on, as a signed integer."""
-        top = self << _I32.width - lowest - count
-        down = _integers(_I32.width - count)
-        return self._with(self.builder.ashr(top.value, down))
+    def plus(self, other: Lanes) -> Lanes:
+        """Sums of integers."""
+        return self._with(self.builder.add(self.value, other.value))
+
+    def pair_products(self, factors: Lanes, addend: Lanes) -> Lanes:
+        """The lower halves' product and the upper halves' product are added to each lane.
+
+        Halves are signed 16-bit integers.
+        """
+        if has_feature("avx512vnni"):
+            values = (addend.value, self.value, factors.value)
+            name = "llvm.x86.avx512.vpdpwssd.512"
+            return self._with(
+                self.builder.call(declared(self.builder, name, _INTEGERS, values), values)
+            )
+        values = tuple(self.builder.bitcast(each.value, _SHORTS) for each in (self, factors))
+        name = "llvm.x86.avx512.pmaddw.d.512"
+        both = self.builder.call(declared(self.builder, name, _INTEGERS, values), values)
+        return self._with(self.builder.add(both, addend.value))
 
     def floats(self) -> Lanes:
         """Signed integers as floats."""
@@ -185,8 +210,15 @@ class Address:
 
     def splat(self) -> Lanes:
         """One float, in all lanes."""
-        undefined = ir.Constant(_FLOATS, ir.Undefined)
-        first = self.builder.insert_element(undefined, self._load(_FLOAT), _I32(0))
+        return self._splat(_FLOAT, _FLOATS)
+
+    def splat_word(self) -> Lanes:
+        """One integer of 32 bits, in all lanes."""
+        return self._splat(_I32, _INTEGERS)
+
+    def _splat(self, kind: Any, lanes: Any) -> Lanes:
+        undefined = ir.Constant(lanes, ir.Undefined)
+        first = self.builder.insert_element(undefined, self._load(kind), _I32(0))
         return Lanes(self.builder, self.builder.shuffle_vector(first, undefined, _integers(0)))
 
     def prefetch(self) -> None:

@@ -80,9 +80,8 @@ def _compile(module: ir.Module, cpu: str, features: str) -> bytes:
 def _sources() -> str:
     """A digest of the files that write code."""
     here = Path(__file__).parent
-    return content_key(
-        [here / "lanes.py", here / "products.py", *sorted((here / "formats").glob("*.py"))]
-    )
+    writers = (here / f"{name}.py" for name in ("lanes", "products", "rounding"))
+    return content_key([*writers, *sorted((here / "formats").glob("*.py"))])
 
 
 def _read(path: Path) -> bytes | None:

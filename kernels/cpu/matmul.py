@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from raygraft.kernels.compiled import compiled
+from raygraft.kernels.cpu.formats import Format
 from raygraft.kernels.cpu.instructions import (
     COLUMNS,
     FIRST,
     FUNCTIONS,
+    ROUNDED,
     SECOND,
     SUMS,
     TILE_BYTES,
@@ -24,7 +26,8 @@ from raygraft.kernels.cpu.instructions import (
     C,
 )
 from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
-from raygraft.kernels.cpu.products import DOT_ROWS
+from raygraft.kernels.cpu.products import DOT_ROWS, ROUND
+from raygraft.kernels.cpu.rounding import RECORD_BYTES, RECORD_COLUMNS
 from raygraft.kernels.cpu.vector import (
     add,
     divide,
@@ -42,18 +45,28 @@ from raygraft.kernels.raw import call, word
 _MOST_ROWS = 16 * DOT_ROWS  # that go through a tile before the next one
 _CACHED = 2**18  # bytes of their x: half of a small second-level cache
 _RESULTS = _MOST_ROWS * FLOAT_BYTES
-_SUMS = 2 * _RESULTS
-"""Where, in a thread's scratch memory, sums of x follow two sets of results."""
+_PREPARED = 2 * _RESULTS
+"""Where, in a thread's scratch memory, what is prepared of x follows two sets of results."""
 
 
-def scratch_bytes(columns: int, rows: int) -> int:
-    """What a thread needs for weights with sums of so many rows."""
-    return _SUMS + 2 * _sums_bytes(columns, rows)
+def scratch_bytes(columns: int, rows: int, kind: Format) -> int:
+    """What a thread needs for products of so many rows with weights of a format.
+
+    Two weights that are gated share rounded rows, but not sums.
+    """
+    sums = 4 * (columns // LANES) * rows
+    if kind.in_pairs:
+        return _PREPARED + RECORD_BYTES * (columns // RECORD_COLUMNS) * rows + sums
+    return _PREPARED + (2 * sums if kind.has_offset else 0)
 
 
 @compiled(nogil=True)
-def _sums_bytes(columns: int, rows: int) -> int:
-    return 4 * (columns // LANES) * rows
+def _prepared_bytes(weight: int, columns: int) -> int:
+    """Of a row of x, for a weight."""
+    sums = word(weight + SUMS)
+    if sums == ROUNDED:
+        return RECORD_BYTES * (columns // RECORD_COLUMNS)
+    return 4 * (columns // LANES) if sums > 0 else 0
 
 
 @compiled(nogil=True)
@@ -77,54 +90,80 @@ def _group_sums(x: int, rows: int, columns: int, group: int, target: int) -> Non
 
 
 @compiled(nogil=True)
-def prepare_sums(i: int, a: int, rows: int, scratch: int) -> None:
-    """The sums of rows that the weights of instruction i need."""
+def prepare(i: int, a: int, rows: int, scratch: int) -> None:
+    """What the weights of instruction i need of the rows of x: sums, or all of it rounded."""
     columns = word(i + COLUMNS)
-    target = scratch + _SUMS
     for weight in (i + FIRST, i + SECOND):
+        target = _prepared(i, weight, rows, scratch)
         if word(weight + SUMS) > 0:
             _group_sums(a, rows, columns, word(weight + SUMS), target)
-        target += _sums_bytes(columns, rows)
+        elif word(weight + SUMS) == ROUNDED and (weight == i + FIRST or _is_apart(i)):
+            function = word(word(weight + FUNCTIONS) + 8 * ROUND)
+            step = _prepared_bytes(weight, columns)
+            for row in range(rows):
+                call(function, (a + 4 * columns * row, columns, target + step * row))
+
+
+@compiled(nogil=True)
+def _is_apart(i: int) -> bool:
+    """Whether the second weight needs something else of x than the first."""
+    both: bool = word(i + FIRST + SUMS) == ROUNDED and word(i + SECOND + SUMS) == ROUNDED
+    return not both
+
+
+@compiled(nogil=True)
+def _prepared(i: int, weight: int, rows: int, scratch: int) -> int:
+    """Where it lies."""
+    begin = scratch + _PREPARED
+    if weight == i + SECOND and _is_apart(i):
+        begin += _prepared_bytes(i + FIRST, word(i + COLUMNS)) * rows
+    return begin
 
 
 @compiled(nogil=True)
 def product_tiles(i: int, first: int, last: int, a: int, rows: int, out: int, scratch: int) -> None:
     """Tiles `first:last` of the product that instruction i describes, for all rows.
 
-    The sums of rows are prepared.
+    What they need of the rows is prepared.
     """
     columns = word(i + COLUMNS)
     gated = word(i + SECOND + WEIGHT) != 0
-    sums, more_sums = scratch + _SUMS, scratch + _SUMS + _sums_bytes(columns, rows)
+    own = _prepared(i, i + FIRST, rows, scratch)
+    second = _prepared(i, i + SECOND, rows, scratch)
     most = min(_MOST_ROWS, max(1, _CACHED // (4 * columns * DOT_ROWS)) * DOT_ROWS)
     for start in range(0, rows, most):
         count = min(most, rows - start)
-        x, skipped = a + 4 * columns * start, _sums_bytes(columns, start)
+        x = a + 4 * columns * start
+        skipped = _prepared_bytes(i + FIRST, columns) * start
+        second_skipped = _prepared_bytes(i + SECOND, columns) * start
         together = max(1, _MOST_ROWS // count)  # memory is read fastest in order
         for tile in range(first, last, together):
             end = min(tile + together, last)
-            _dots(columns, i + FIRST, tile, end, x, count, sums + skipped, scratch)
+            _dots(columns, i + FIRST, tile, end, x, count, own + skipped, scratch)
             if gated:
                 results = scratch + _RESULTS
-                _dots(columns, i + SECOND, tile, end, x, count, more_sums + skipped, results)
+                prepared = second + second_skipped
+                _dots(columns, i + SECOND, tile, end, x, count, prepared, results)
             for done in range(tile, end):
                 _finish(i, done, start, count, out, scratch + FLOAT_BYTES * count * (done - tile))
 
 
 @compiled(nogil=True)
 def _dots(
-    columns: int, weight: int, first: int, last: int, a: int, rows: int, sums: int, results: int
+    columns: int, weight: int, first: int, last: int, a: int, rows: int, prepared: int, results: int
 ) -> None:
     """Products of rows with tiles, `[tiles, rows, 16]`."""
-    stride, sums_stride = 4 * columns, _sums_bytes(columns, 1)
+    stride, step = 4 * columns, _prepared_bytes(weight, columns)
+    if word(weight + SUMS) == ROUNDED:
+        a, stride = prepared, step
     out = results
     for tile in range(first, last):
         at = word(weight + WEIGHT) + word(weight + TILE_BYTES) * tile
         for row in range(0, rows, DOT_ROWS):
             count = min(DOT_ROWS, rows - row)
             function = word(word(weight + FUNCTIONS) + 8 * (count - 1))
-            x, own = a + stride * row, sums + sums_stride * row
-            call(function, (at, columns, x, stride, own, sums_stride, out, FLOAT_BYTES))
+            x, own = a + stride * row, prepared + step * row
+            call(function, (at, columns, x, stride, own, step, out, FLOAT_BYTES))
             out += FLOAT_BYTES * count
 
 

@@ -2,15 +2,17 @@
 
 `dot` reads a tile once and multiplies as it unpacks, for up to eight rows at a time: for one row at
 the speed of the memory, for eight at that of the multipliers. A row's products do not depend on how
-many rows are computed with it: for each run of sixteen columns the numbers times x are added one
-after the other, then, times the group's scale, to the result; then the group's offset times the sum
-of x.
+many rows are computed with it. Where weights are integers, x is rounded to integers of 16 bits (see
+`rounding.py`): their products are summed exactly over a group, then scaled. Elsewhere numbers times
+x are added one after the other for each run of sixteen columns, then, times the group's scale, to
+the result; then the group's offset times the sum of x.
 
 `multiply` knows no formats: attention uses it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,8 +30,19 @@ from raygraft.kernels.cpu.lanes import (
     function,
     has_feature,
     repeat,
+    zeros,
 )
 from raygraft.kernels.cpu.machine_code import compile_module
+from raygraft.kernels.cpu.rounding import (
+    HALF_SUMS,
+    NEGATIVE_HALF_SUMS,
+    NEGATIVE_SUM,
+    RECORD_BYTES,
+    RECORD_COLUMNS,
+    SCALE,
+    SUM,
+    write_round,
+)
 
 DOT_ROWS = 8
 """Most rows of one call of `dot`."""
@@ -37,33 +50,39 @@ MULTIPLY_ROWS = 12 if has_feature("avx512f") else 6
 """Most rows of one call of `multiply`: what fits the registers."""
 WIDEN = DOT_ROWS
 """Place of `widen` among a format's functions; `dot` of n rows has place n - 1."""
+ROUND = WIDEN + 1
 _RUN = 16
 """Columns whose products are added one after the other."""
 
 _SIDE_BY_SIDE = 2
 """Rows up to which neighbouring runs are computed together."""
+_CHAINS = 4
+"""Sums of pairs that are computed side by side: one alone would wait for itself."""
 _AHEAD = 4096
 """Bytes that are asked for ahead of time: the processor's own guess ends with a page."""
 _LINE = 64
 
 
 def format_functions(kind: Format) -> NDArray[np.int64]:
-    """Addresses of a format's functions: `dot` of 1 to 8 rows, then `widen`.
+    """Addresses of a format's functions: `dot` of 1 to 8 rows, `widen`, `round`.
 
     - `dot(tile, columns, x, stride, sums, sums_stride, out, out_stride)`: 16 rows of the weight
       times rows of x; `sums` holds the sums of x over each group of columns, and out becomes
-      rows of 16 floats. Strides are the bytes from one row to the next.
+      rows of 16 floats. Strides are the bytes from one row to the next. With a format in pairs
+      x is rows of records, which need no further sums.
     - `widen(tile, columns, out)`: a tile, or the rest of one, as floats `[columns, 16]`.
+    - `round(x, columns, out)`: a row of x as records.
     """
 
     def write() -> ir.Module:
         module = ir.Module(kind.name)
         for rows in range(1, DOT_ROWS + 1):
-            _write_dot(module, kind, rows)
+            (_write_pair_dot if kind.in_pairs else _write_dot)(module, kind, rows)
         _write_widen(module, kind)
+        write_round(module, "round")
         return module
 
-    names = [*(f"dot{rows}" for rows in range(1, DOT_ROWS + 1)), "widen"]
+    names = [*(f"dot{rows}" for rows in range(1, DOT_ROWS + 1)), "widen", "round"]
     return compile_module(kind.name, write, names)
 
 
@@ -97,6 +116,62 @@ def _write_dot(module: ir.Module, kind: Format, rows: int) -> None:
     for result, target in zip(results, _rows(Address(builder, out), out_stride, rows), strict=True):
         target.store(result.lanes)
     builder.ret_void()
+
+
+def _write_pair_dot(module: ir.Module, kind: Format, rows: int) -> None:
+    builder, arguments = function(module, f"dot{rows}", 8)
+    tile, columns, x, stride, _, _, out, out_stride = arguments
+    results = [Sum.zero(builder) for _ in range(rows)]
+    starts = _rows(Address(builder, x), stride, rows)
+    column_bytes = kind.tile_bytes(PANEL) // PANEL
+
+    def add_groups(groups: Sequence[Group]) -> None:
+        first = groups[0].column
+        ahead = Address(builder, tile) + builder.mul(first, WORD(column_bytes))
+        for line in range(0, RECORD_COLUMNS * column_bytes, _LINE):
+            (ahead + _AHEAD + line).prefetch()
+        at = builder.mul(first, WORD(RECORD_BYTES // RECORD_COLUMNS))
+        records = [start + at for start in starts]
+        added: list[Lanes | None] = [None] * rows
+        for place, group in enumerate(groups):
+            assert group.scale is not None
+            whole = len(groups) == 1
+            for row, total in enumerate(_pair_sums(group, place, whole, records)):
+                own = total.floats()
+                before = added[row]
+                value = group.scale * own if before is None else group.scale.times(own, before)
+                if group.offset is not None:
+                    sums = records[row] + (SUM if whole else HALF_SUMS + 4 * place)
+                    value = group.offset.times(sums.splat(), value)
+                added[row] = value
+        for record, sums_of_all, result in zip(records, added, results, strict=True):
+            assert sums_of_all is not None
+            result.set(sums_of_all.times((record + SCALE).splat(), result.lanes))
+
+    kind.each_groups(builder, Address(builder, tile), columns, add_groups)
+    for result, target in zip(results, _rows(Address(builder, out), out_stride, rows), strict=True):
+        target.store(result.lanes)
+    builder.ret_void()
+
+
+def _pair_sums(group: Group, place: int, whole: bool, records: Sequence[Address]) -> list[Lanes]:
+    """For each row of x, the sum of a group's products: a chunk is one group, or two."""
+    assert group.pair is not None
+    builder = records[0].builder
+    chains = max(1, _CHAINS // len(records))
+    sums: list[list[Lanes]] = []
+    for record in records:
+        begin = zeros(builder)
+        if group.centre:
+            negative = NEGATIVE_SUM if whole else NEGATIVE_HALF_SUMS + 4 * place
+            begin = (record + negative).splat_word() << group.centre.bit_length() - 1
+        sums.append([begin, *[zeros(builder)] * (chains - 1)])
+    for number in range(group.count // 2):
+        pair = group.pair(number)
+        for record, own in zip(records, sums, strict=True):
+            factors = (record + 4 * (place * group.count // 2 + number)).splat_word()
+            own[number % chains] = pair.pair_products(factors, own[number % chains])
+    return [functools.reduce(Lanes.plus, own) for own in sums]
 
 
 def _rows(first: Address, stride: Any, count: int) -> list[Address]:

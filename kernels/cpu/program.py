@@ -12,7 +12,7 @@ from raygraft.kernels.cpu import instructions as at
 from raygraft.kernels.cpu import layers
 from raygraft.kernels.cpu.attention import attend
 from raygraft.kernels.cpu.cache import KV_HEADS, write_cache
-from raygraft.kernels.cpu.matmul import prepare_sums, product_tiles
+from raygraft.kernels.cpu.matmul import prepare, product_tiles
 from raygraft.kernels.cpu.products import WIDEN
 from raygraft.kernels.cpu.vector import get_double
 from raygraft.kernels.raw import fetch_add, word
@@ -114,7 +114,7 @@ def _product(
     """Each thread goes through its own run of tiles, as memory is read fastest in order; one that
     has finished helps the next."""
     tiles = word(i + at.TILES)
-    prepare_sums(i, a, rows, scratch)
+    prepare(i, a, rows, scratch)
     piece = max(1, tiles // (_PIECES * threads))
     for helped in range(threads):
         owner = (thread + helped) % threads

@@ -211,8 +211,8 @@ class CpuRunner(Runner):
             weight = self._weights.get(op.name, {}).get("weight")
             if isinstance(weight, PackedWeight):
                 columns = weight.columns
-                summed = rows if weight.format.has_offset else 0
-                most = max(most, matmul.scratch_bytes(columns, summed), FLOAT_BYTES * columns)
+                own = matmul.scratch_bytes(columns, rows, weight.format)
+                most = max(most, own, FLOAT_BYTES * columns)
             if op.state is not None:
                 state, heads = op.state, int(dict(op.attributes)["heads"])
                 sizes = state.kv_heads, state.key_size, state.value_size

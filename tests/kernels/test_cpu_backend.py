@@ -25,9 +25,11 @@ from raygraft.graph.rotary import RotaryEmbedding
 from raygraft.graph.step import Sampling, Step
 from raygraft.graph.tensors import QuantizedTensor, WeightSlice
 from raygraft.kernels import BackendOptions, create_backend
-from raygraft.kernels.cpu.formats import FORMATS
+from raygraft.kernels.cpu.formats import FORMATS, format_of
 
 BOUND = 1e-5
+ROUNDED_BOUND = 3e-5
+"""Of products with weights that are integers, where x is rounded to 16 bits."""
 CACHE_BOUNDS = {"f32": 1e-5, "f16": 1e-5, "q8_0": 2e-4}
 """Both sides round to the same cache. With 8 bits a number in ten thousand lies so close to the
 middle of two that float32 decides, and is a 250th of its block's largest off."""
@@ -112,7 +114,29 @@ def test_products(kind, rows, blocks, odd, width, threads, bias, seed):
     operator = Operator("m", "matmul", ("x",), ("y",), tuple(roles))
     step = step_of([list(range(rows))], [[0, 1]])
     (ours,) = run(backend, operator, {"x": columns, "y": width}, weights, [step], [{"x": x}])
-    assert np.linalg.norm(ours - exact) < BOUND * max(usual, np.linalg.norm(exact))
+    bound = BOUND
+    if format_of(kind).in_pairs:  # the fewer numbers, the less do what was rounded even out
+        bound = ROUNDED_BOUND * (1 + 3 / exact.size**0.5)
+    assert np.linalg.norm(ours - exact) < bound * max(usual, np.linalg.norm(exact))
+
+
+def test_rounded_rows_keep_what_is_no_number_and_what_is_nothing():
+    """A row with a number that is not finite is not finite; zeros and next to zeros are zeros."""
+    random = np.random.default_rng(4)
+    weights = {"w": random_weight("Q4_0", 20, 64, random)}
+    backend = create_backend("cpu", BackendOptions(1))
+    operator = Operator("m", "matmul", ("x",), ("y",), (("weight", WeightSlice("w")),))
+    x = random.standard_normal((6, 64), np.float32)
+    x[0, 3], x[1, 40], x[2, 63] = np.nan, np.inf, -np.inf
+    x[3] = 0
+    x[4] = 1e-38
+    step = step_of([list(range(6))], [[0, 1]])
+    (y,) = run(backend, operator, {"x": 64, "y": 20}, weights, [step], [{"x": x}])
+    assert not np.isfinite(y[:3]).any()
+    assert not y[3].any()
+    assert np.abs(y[4]).max() < 1e-30
+    exact = x[5].astype(np.float64) @ weights["w"].dequantise().astype(np.float64).T
+    assert np.linalg.norm(y[5] - exact) < ROUNDED_BOUND * np.linalg.norm(exact)
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -264,7 +288,8 @@ def test_a_whole_model_says_what_the_reference_says(quantization, tmp_path):
         for mine, reference in zip(ours.logprobs, theirs.logprobs, strict=True):
             shared = mine.keys() & reference.keys()
             assert len(shared) >= MAX_LOGPROBS - 1
-            assert max(abs(mine[t] - reference[t]) for t in shared) < 1e-4
+            bound = 1e-3 if format_of(quantization).in_pairs else 1e-4
+            assert max(abs(mine[t] - reference[t]) for t in shared) < bound
 
 
 def test_threads_end_with_their_backend():

@@ -3,8 +3,10 @@
 Packed weights lie in tiles of sixteen rows, so that one load fills the lanes of a vector. A format
 of blocks holds, for each block of columns of a tile: its `halves` (one float16 a row), then chunks
 of 32 columns: the `scales` of its groups (one byte a row), then the numbers, in words of 32 bits
-that hold as many columns as fit, so that no lane ever needs another lane's bits. A packed weight
-has as many bytes as in the file, or a few per cent more where the file squeezes its scales.
+that hold as many columns as fit, so that no lane ever needs another lane's bits. The two halves of
+a word are alike: each holds numbers in 16 bits, so that one shift and one mask give a pair of
+numbers as 16-bit integers, of columns c and c + 8. A packed weight has as many bytes as in the
+file, or a few per cent more where the file squeezes its scales.
 
 The blocks of the file are described in https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 and `ggml-common.h`.
@@ -22,7 +24,15 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from raygraft.kernels.cpu.lanes import LANES, LARGEST_TABLE, WORD, Address, Lanes, repeat
+from raygraft.kernels.cpu.lanes import (
+    LANES,
+    LARGEST_TABLE,
+    WORD,
+    Address,
+    Lanes,
+    multiplies_pairs,
+    repeat,
+)
 
 Bytes = NDArray[np.uint8]
 Fields = Mapping[str, NDArray[Any]]
@@ -30,13 +40,17 @@ CHUNK = 32
 """Columns of a chunk."""
 PANEL = 256
 """Every format's blocks divide so many columns."""
-_WORD_BITS = 32
+_HALF_BITS = 16
+"""Of a word's half."""
 _BYTE_BITS = 8
 
 
 @dataclass(frozen=True)
 class Group:
-    """Columns that share a scale, in generated code: weight = scale * number + offset."""
+    """Columns that share a scale, in generated code: weight = scale * number + offset.
+
+    With `pair`, number = pair - centre.
+    """
 
     column: Any
     """The first of them."""
@@ -45,6 +59,10 @@ class Group:
     offset: Lanes | None
     number: Callable[[int], Lanes]
     """The lanes of one of its columns, as floats."""
+    pair: Callable[[int], Lanes] | None = None
+    """The lanes of two columns as 16-bit integers: pair p is that of columns c and c + 8, where c
+    is p, or p + 8 from p = 8 on."""
+    centre: int = 0
 
 
 GroupsBody = Callable[[Sequence[Group]], None]
@@ -58,6 +76,11 @@ class Format(ABC):
     per_group: ClassVar[int]
     """Columns of a group."""
     has_offset: ClassVar[bool] = False
+
+    @property
+    def in_pairs(self) -> bool:
+        """Whether products multiply pairs of 16-bit integers; then x is rounded to such."""
+        return False
 
     @abstractmethod
     def tile_bytes(self, columns: int) -> int:
@@ -87,7 +110,7 @@ class BlockFormat(Format):
     """Fields of int8 or uint8, one for each group."""
     per_group = CHUNK
     bits: ClassVar[int]
-    """Of a number: 2 to 6, or 8 for a signed byte."""
+    """Of a number: 2 to 6, or 8."""
     levels: ClassVar[Sequence[float]] = ()
     """What the numbers stand for, if they are not evenly spaced."""
     centre: ClassVar[int] = 0
@@ -113,11 +136,12 @@ class BlockFormat(Format):
         return at.signed().floats()
 
     @property
-    def _table(self) -> Sequence[float]:
-        """What the numbers stand for; none where the table would be too large.
+    def in_pairs(self) -> bool:
+        return not self.levels and multiplies_pairs()
 
-        Those are packed as signed numbers.
-        """
+    @property
+    def _table(self) -> Sequence[float]:
+        """What the numbers stand for; none where the table would be too large."""
         table = self.levels or [number - self.centre for number in range(2**self.bits)]
         return table if len(table) <= LARGEST_TABLE else ()
 
@@ -152,8 +176,7 @@ class BlockFormat(Format):
         for name in self.scales:
             groups = fields[name].reshape(-1, chunks, self._groups)
             parts += [lanes_last(groups[..., g], chunks) for g in range(self._groups)]
-        numbers = fields["numbers"].reshape(-1, chunks, CHUNK)
-        words = _words(numbers if self._table else numbers - self.centre, self.bits)
+        words = _words(fields["numbers"].reshape(-1, chunks, CHUNK), self.bits)
         parts += [lanes_last(words[..., n], chunks) for n in range(words.shape[-1])]
         body = np.concatenate(parts, axis=3).reshape(tiles, blocks, -1)
         head = [lanes_last(fields[name]) for name in self.halves]
@@ -182,7 +205,8 @@ class BlockFormat(Format):
 
     def _groups_of(self, chunk: Address, first: Any, halves: Mapping[str, Lanes]) -> list[Group]:
         numbers = chunk + LANES * len(self.scales) * self._groups
-        number = _reader(numbers, self.bits, self._table)
+        read = _Reader(numbers, self.bits)
+        number = functools.partial(self._number, read)
         groups = []
         for group in range(self._groups):
             fields = dict(halves)
@@ -191,64 +215,88 @@ class BlockFormat(Format):
             column = chunk.builder.add(first, WORD(self.per_group * group))
             own = functools.partial(_of_group, number, self.per_group * group)
             scale, offset = self.scale(fields), self.offset(fields)
-            groups.append(Group(column, self.per_group, scale, offset, own))
+            pair = functools.partial(_of_group, read.pair, self.per_group // 2 * group)
+            group_of = Group(column, self.per_group, scale, offset, own, pair, self.centre)
+            groups.append(group_of)
         return groups
+
+    def _number(self, read: _Reader, column: int) -> Lanes:
+        """What the number of a column stands for."""
+        pair, lowest = read.place(column)
+        if self._table:
+            return (pair >> lowest).look_up(self._table)
+        number = (pair >> lowest & (1 << self.bits) - 1).floats()
+        return number - self.centre if self.centre else number
 
 
 def _of_group(number: Callable[[int], Lanes], start: int, column: int) -> Lanes:
     return number(start + column)
 
 
-def _layout(bits: int) -> tuple[int, int]:
-    """How many numbers a word holds whole, and how many of its bits are left: they are the lowest.
+def _words(numbers: NDArray[Any], bits: int) -> NDArray[np.uint32]:
+    """Numbers `[..., 32]` as words `[..., bits]`.
 
-    The words of 32 columns have just room enough: what is left of them, two bits of each or none,
-    makes the last two columns.
+    A half of a word holds as many numbers as fit whole, above the bits that are left, of which the
+    last numbers are made. The lower halves hold columns 0 to 7 and 16 to 23 of a chunk.
     """
-    return divmod(_WORD_BITS, bits)
-
-
-def _words(numbers: NDArray[Any], bits: int) -> NDArray[Any]:
-    """Numbers `[..., 32]` as words `[..., bits]`, or as they are, when they are bytes."""
-    if bits == _BYTE_BITS:
-        return numbers
-    wide = numbers.astype(np.uint32) & (2**bits - 1)
-    whole, left = _layout(bits)
+    whole, left = divmod(_HALF_BITS, bits)
+    order = np.arange(CHUNK).reshape(2, 2, 8).swapaxes(0, 1).reshape(2, -1)
+    halves = numbers.astype(np.uint32)[..., order] & (2**bits - 1)  # [..., 2, 16]
     shifts = (left + bits * np.arange(whole)).astype(np.uint32)
-    parted = wide[..., : whole * bits].reshape(*wide.shape[:-1], bits, whole)
-    words: NDArray[np.uint32] = np.bitwise_or.reduce(parted << shifts, axis=-1)
-    if left:
-        last = wide[..., -2] | wide[..., -1] << bits
-        words |= last[..., None] >> (left * np.arange(bits)).astype(np.uint32) & (2**left - 1)
-    return words
+    parted = halves[..., : whole * bits].reshape(*halves.shape[:-1], bits, whole)
+    found: NDArray[np.uint32] = np.bitwise_or.reduce(parted << shifts, axis=-1)
+    rest = halves[..., whole * bits :]
+    for place in range(bits if left else 0):
+        for bit in range(left):
+            number, own = divmod(left * place + bit, bits)
+            found[..., place] |= (rest[..., number] >> np.uint32(own) & 1) << np.uint32(bit)
+    return found[..., 0, :] | found[..., 1, :] << np.uint32(_HALF_BITS)
 
 
-def _reader(at: Address, bits: int, table: Sequence[float]) -> Callable[[int], Lanes]:
-    """Generated code that reads the numbers of a chunk: column -> 16 floats."""
-    if bits == _BYTE_BITS:
-        return lambda column: (at + LANES * column).signed().floats()
-    whole, left = _layout(bits)
+class _Reader:
+    """Generated code that reads the numbers of a chunk."""
 
-    @functools.cache
-    def word(place: int) -> Lanes:
-        return (at + 4 * LANES * place).words()
+    def __init__(self, at: Address, bits: int) -> None:
+        self._at = at
+        self._bits = bits
+        self._whole, self._left = divmod(_HALF_BITS, bits)
+        self._words: dict[int, Lanes] = {}
+        self._rest: dict[int, Lanes] = {}
 
-    @functools.cache
-    def last_two() -> Lanes:
-        mask = (1 << left) - 1
-        found = word(0) & mask
-        for place in range(1, bits):
-            found = (word(place) << left * place) & (mask << left * place) | found
-        return found
+    def pair(self, number: int) -> Lanes:
+        """The numbers of a pair, in the lower and the upper 16 bits."""
+        lanes, lowest = self._place(number)
+        mask = (1 << self._bits) - 1
+        return lanes >> lowest & (mask | mask << _HALF_BITS)
 
-    def number(column: int) -> Lanes:
-        place, index = divmod(column, whole)
-        if place < bits:
-            own, lowest = word(place), left + bits * index
-        else:
-            own, lowest = last_two(), bits * (column - whole * bits)
-        if table:
-            return (own >> lowest).look_up(table)
-        return own.signed_bits(lowest, bits).floats()
+    def place(self, column: int) -> tuple[Lanes, int]:
+        """Lanes that hold the number of a column, and its lowest bit."""
+        lanes, lowest = self._place(column // 16 * 8 + column % 8)
+        return lanes, lowest + _HALF_BITS * (column % 16 // 8)
 
-    return number
+    def _place(self, pair: int) -> tuple[Lanes, int]:
+        word, index = divmod(pair, self._whole)
+        if word < self._bits:
+            return self._word(word), self._left + self._bits * index
+        return self._rest_of(pair - self._whole * self._bits), 0
+
+    def _word(self, place: int) -> Lanes:
+        if place not in self._words:
+            self._words[place] = (self._at + 4 * LANES * place).words()
+        return self._words[place]
+
+    def _rest_of(self, number: int) -> Lanes:
+        """A pair that is made of the bits that others leave in both halves of several words."""
+        if number not in self._rest:
+            first, last = self._bits * number, self._bits * (number + 1)
+            found: Lanes | None = None
+            for place in range(first // self._left, -(-last // self._left)):
+                begin = max(first, self._left * place)
+                count = min(last, self._left * (place + 1)) - begin
+                mask = (1 << count) - 1
+                own = self._word(place) >> begin - self._left * place
+                part = (own & (mask | mask << _HALF_BITS)) << begin - first
+                found = part if found is None else found | part
+            assert found is not None
+            self._rest[number] = found
+        return self._rest[number]

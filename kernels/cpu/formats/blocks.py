@@ -47,10 +47,12 @@ class _Shifted(_Scaled):
 
 
 class Q8_0(_Scaled):
-    name, file_bytes, bits = "Q8_0", 34, 8
+    """Signed bytes, kept as numbers from 0 on."""
+
+    name, file_bytes, bits, centre = "Q8_0", 34, 8, 128
 
     def unpack(self, blocks: Bytes) -> Fields:
-        return {"d": halves(blocks, 0), "numbers": blocks[:, 2:]}
+        return {"d": halves(blocks, 0), "numbers": blocks[:, 2:] ^ 128}
 
 
 class Q4_0(_Scaled):
