@@ -3,8 +3,9 @@
 A matrix is cut into tiles of 16 rows, a tile into chunks of 64 columns (256 for formats with
 super-blocks), a chunk into quants and scales; `source/formats.cuh` reads them. In a chunk each lane
 of a warp finds its operands for tensor cores side by side: lane 4 g + t owns, of rows g and g + 8
-and of every 16 columns, columns 4 t to 4 t + 3. Halves lie in whole rows, as cuBLAS wants them. Bytes are as many as in the file, but for rows that
-fill the last tile and columns that fill the last chunk.
+and of every 16 columns, columns 4 t to 4 t + 3. Halves lie in whole rows, as cuBLAS wants them.
+Bytes are as many as in the file, but for rows that fill the last tile and columns that fill the
+last chunk.
 
 The blocks of the file are described in `ggml-common.h`
 (https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h).
