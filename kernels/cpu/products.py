@@ -64,7 +64,7 @@ _LINE = 64
 
 
 def format_functions(kind: Format) -> NDArray[np.int64]:
-    """Addresses of a format's functions: `dot` of 1 to 8 rows, `widen`, `round`.
+    """Addresses of a format's functions: `dot` of 1 to 8 rows, `widen`, for pairs `round`.
 
     - `dot(tile, columns, x, stride, sums, sums_stride, out, out_stride)`: 16 rows of the weight
       times rows of x; `sums` holds the sums of x over each group of columns, and out becomes
@@ -79,10 +79,13 @@ def format_functions(kind: Format) -> NDArray[np.int64]:
         for rows in range(1, DOT_ROWS + 1):
             (_write_pair_dot if kind.in_pairs else _write_dot)(module, kind, rows)
         _write_widen(module, kind)
-        write_round(module, "round")
+        if kind.in_pairs:
+            write_round(module, "round")
         return module
 
-    names = [*(f"dot{rows}" for rows in range(1, DOT_ROWS + 1)), "widen", "round"]
+    names = [*(f"dot{rows}" for rows in range(1, DOT_ROWS + 1)), "widen"]
+    if kind.in_pairs:
+        names.append("round")
     return compile_module(kind.name, write, names)
 
 
