@@ -58,7 +58,7 @@ _SIDE_BY_SIDE = 2
 """Rows up to which neighbouring runs are computed together."""
 _CHAINS = 4
 """Sums of pairs that are computed side by side: one alone would wait for itself."""
-_AHEAD = 4096
+_AHEAD = 8192
 """Bytes that are asked for ahead of time: the processor's own guess ends with a page."""
 _LINE = 64
 
