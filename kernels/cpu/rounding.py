@@ -71,12 +71,9 @@ def _write_record(builder: ir.IRBuilder, halves: tuple[Lanes, Lanes], target: Ad
     inverse = builder.select(some, builder.fdiv(_FLOAT(LARGEST), largest), _FLOAT(0.0))
     undefined = ir.Constant(_FLOATS, ir.Undefined)
     first = builder.insert_element(undefined, inverse, _I32(0))
-    factor = builder.shuffle_vector(first, undefined, ir.Constant(_INTEGERS, [_I32(0)] * LANES))
-    zero, all_lanes, current = (
-        ir.Constant(_INTEGERS, [_I32(0)] * LANES),
-        ir.IntType(16)(-1),
-        _I32(4),
-    )
+    zero = ir.Constant(_INTEGERS, [_I32(0)] * LANES)
+    factor = builder.shuffle_vector(first, undefined, zero)
+    all_lanes, current = ir.IntType(16)(-1), _I32(4)  # the rounding mode that is set: to nearest
     numbers = [
         call(
             "llvm.x86.avx512.mask.cvtps2dq.512", _INTEGERS,
@@ -85,10 +82,7 @@ def _write_record(builder: ir.IRBuilder, halves: tuple[Lanes, Lanes], target: Ad
         for half in halves
     ]  # fmt: skip
     lower, upper = (
-        builder.shuffle_vector(
-            *numbers,
-            ir.Constant(_INTEGERS, [_I32(n) for n in (*range(s, s + 8), *range(s + 16, s + 24))]),
-        )
+        builder.shuffle_vector(*numbers, ir.Constant(_INTEGERS, [_I32(n + s) for n in _LOWER]))
         for s in (0, 8)
     )
     pairs = Lanes(builder, lower) & 0xFFFF | Lanes(builder, upper) << 16
