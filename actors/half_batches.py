@@ -2,7 +2,8 @@
 
 While one half-batch is on one device, another can be on the next. But two half-batches take more
 time than a whole one with their rows, so how much is won is measured: rounds with and without
-splitting are timed in turns, for each number of sequences, and the faster way is kept for a while.
+splitting are timed in turns, for each number of sequences, and the faster way is kept for a while:
+for longer each time that it wins again, because what else runs on the machine can win a trial too.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from raygraft.actors.scheduler import LEAST_CHUNK
 
 TRIAL_ROUNDS = 6
 """Rounds that are timed each way."""
-KEPT_ROUNDS = 500
-"""Rounds after which both ways are timed again."""
+KEPT_ROUNDS = 60
+"""Rounds after which both ways are timed again; twice as many after each trial with the same winner."""
+MOST_KEPT_ROUNDS = 500
+"""They are never more."""
 
 
 class HalfBatches:
@@ -66,6 +69,8 @@ class Trial:
         self._most = most
         self.half_batches = most
         self._seconds: dict[int, list[float]] = {most: [], 1: []}
+        self._winner: int | None = None
+        self._to_keep = KEPT_ROUNDS
         self._kept = 0
 
     def note(self, half_batches: int, seconds: float) -> None:
@@ -80,5 +85,8 @@ class Trial:
         if unfinished:
             self.half_batches = unfinished[0]
         else:
-            self.half_batches = min(self._seconds, key=lambda n: median(self._seconds[n]))
-            self._kept = KEPT_ROUNDS
+            winner = min(self._seconds, key=lambda n: median(self._seconds[n]))
+            again = winner == self._winner
+            self._to_keep = min(2 * self._to_keep, MOST_KEPT_ROUNDS) if again else KEPT_ROUNDS
+            self._winner = self.half_batches = winner
+            self._kept = self._to_keep

@@ -5,7 +5,12 @@ from engine.comparison import answer, largest_difference
 from engine.engines import ATTENTION_AND_FFN, GREEDY, HALVES, alone, engine
 
 from raygraft import LLM, SamplingParams
-from raygraft.actors.half_batches import KEPT_ROUNDS, TRIAL_ROUNDS, HalfBatches
+from raygraft.actors.half_batches import (
+    KEPT_ROUNDS,
+    MOST_KEPT_ROUNDS,
+    TRIAL_ROUNDS,
+    HalfBatches,
+)
 from raygraft.actors.header import step_of
 
 PROMPTS = [[5 * n + 1, 5 * n + 2, 5 * n + 3][: 1 + n % 3] for n in range(7)]
@@ -114,6 +119,17 @@ def test_the_faster_way_is_kept_and_tried_again(seconds, best):
     later = clock.run(KEPT_ROUNDS + 4 * TRIAL_ROUNDS, halves, 8)
     assert later[0] == best
     assert later[-1] == 3 - best
+
+
+def test_a_winner_is_kept_longer_each_time():
+    """A trial that was won by chance is soon forgotten; a sure winner is seldom tried again."""
+    clock = Clock({1: 4.0, 2: 3.0})
+    chosen = clock.run(4 * MOST_KEPT_ROUNDS, HalfBatches(2, clock=lambda: clock.now), 8)
+    trials = [n for n in range(1, len(chosen)) if chosen[n] == 1 and chosen[n - 1] == 2]
+    between = [later - earlier for earlier, later in zip(trials, trials[1:], strict=False)]
+    assert KEPT_ROUNDS < between[0] < 2 * KEPT_ROUNDS
+    assert all(a < b for a, b in zip(between[:4], between[1:4], strict=False))
+    assert MOST_KEPT_ROUNDS < between[-1] < MOST_KEPT_ROUNDS + 4 * TRIAL_ROUNDS
 
 
 def test_one_sequence_is_never_split():
