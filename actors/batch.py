@@ -19,6 +19,8 @@ class Chunk:
     start: int
     rows: int
     logits: int
+    drawn_in: int | None = None
+    """Its only id is not known yet: the one that this row of the step before draws."""
 
 
 def divide(rows: int, wanted: Sequence[int]) -> list[int]:

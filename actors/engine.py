@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 
+from raygraft.actors.ahead import can_be_sent_ahead
 from raygraft.actors.deadlines import MOST_SECONDS, Deadlines
 from raygraft.actors.fleet import Fleet
 from raygraft.actors.pages import PagePool
@@ -108,6 +109,7 @@ class Engine:
             first_step=last,
             deadlines=Deadlines(self._step_seconds),
             half_batches=self._half_batches,
+            ahead=can_be_sent_ahead(self.plan, self.graph),
         )
         self.rounds.stopping = lambda: self._stopping
         self._failure = None
@@ -264,7 +266,7 @@ class Engine:
 
     def _sent(self, sent: InFlight) -> None:
         if self.rounds is not None and len(self.rounds.in_flight) == 1:
-            self._marked = sent.began
+            self._marked = sent.sent
         self.timings.half_batches += sent.half_batches > 1
 
     def _take(self, sent: InFlight, record: Record) -> list[Output]:
@@ -293,7 +295,8 @@ class Engine:
         now = time.monotonic()
         seconds, self._marked = now - self._marked, now
         rows = sent.rows
-        self.timings.latest_steps.append((rows, now - sent.began))
+        if self.rounds is not None:
+            self.timings.latest_steps.append((rows, self.rounds.took))
         if sent.prefill:
             self.timings.prefill_seconds += seconds
             self.timings.prefill_tokens += rows

@@ -17,7 +17,7 @@ from raygraft.actors.scheduler import LEAST_CHUNK
 TRIAL_ROUNDS = 6
 """Rounds that are timed each way."""
 KEPT_ROUNDS = 60
-"""Rounds after which both ways are timed again; twice as many after each trial with the same winner."""
+"""Rounds after which both ways are timed again; twice as many when the same one has won again."""
 MOST_KEPT_ROUNDS = 500
 """They are never more."""
 
@@ -38,6 +38,10 @@ class HalfBatches:
         self._last: tuple[int, int] | None = None
         self._repeated = False
         self._began = 0.0
+
+    def never_splits(self, decoding: int) -> bool:
+        """Whether a round with so many sequences that decode, and no prompt, is always whole."""
+        return self.most == 1 or self._fixed == 1 or decoding < 2
 
     def choose(self, decoding: int, prompt_rows: int) -> int:
         """For a round with so many sequences that decode and so many rows of prompts."""

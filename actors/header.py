@@ -12,6 +12,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from raygraft.actors.ahead import unknown
 from raygraft.actors.batch import Chunk
 from raygraft.actors.part import HEADER_SIZES, SAMPLING_FLOATS
 from raygraft.actors.records import Array, Record, RecordKind
@@ -85,7 +86,10 @@ def _arrays(chunks: Sequence[Chunk]) -> tuple[Array, Array, Array]:
     sampled: list[GeneratedSequence] = []
     for number, chunk in enumerate(chunks):
         sequence, start, stop = chunk.sequence, chunk.start, chunk.start + chunk.rows
-        tokens += sequence.ids[start:stop]
+        if chunk.drawn_in is None:
+            tokens += sequence.ids[start:stop]
+        else:
+            tokens.append(unknown(chunk.drawn_in))
         positions += range(start, stop)
         owners += [number] * chunk.rows
         wanted += range(len(tokens) - chunk.logits, len(tokens))

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 
+from raygraft.actors.ahead import drawn_value, is_ahead, with_drawn
 from raygraft.actors.header import step_of
 from raygraft.actors.links import Receiver
 from raygraft.actors.native_turns import LATE, UNEXPECTED, Half, NativeTurns
@@ -27,11 +28,13 @@ from raygraft.actors.turns import Turn, Turns
 from raygraft.actors.worker import DeviceWorker, span_of
 from raygraft.graph.errors import DeviceFailedError, LinkError, LinkFullError
 from raygraft.graph.step import Step
-from raygraft.kernels.base import Array
+from raygraft.kernels.base import Array, Started
 from raygraft.placement.plan import Transfer
 
 SLICE_SECONDS = 0.1
 """How long one wait lasts before the loop looks whether it should stop."""
+LOOK_SECONDS = 0.0002
+"""How long it looks for the next header before it looks whether the step in progress is done."""
 
 
 @dataclass(slots=True)
@@ -42,6 +45,18 @@ class HalfBatch:
     step: Step | None
     """None when it has no rows: its turns do nothing."""
     values: dict[str, Array]
+    ahead: bool
+    """Whether it was sent before all its tokens were known."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartedHalf:
+    """A half-batch that is being computed in one run."""
+
+    turn: Turn
+    half: HalfBatch
+    run: Started
+    began: float
 
 
 class ResidentLoop:
@@ -59,6 +74,15 @@ class ResidentLoop:
         self._native = NativeTurns(part, turns, only, links)
         self._values: dict[int, dict[str, Array]] = {}
         """By step: values of half-batches in progress, and of some that have yet to begin here."""
+        self._draws = drawn_value(part)
+        self._drawn: Array | None = None
+        """The tokens that the last step drew, where it did so here."""
+        self._started: StartedHalf | None = None
+        """It is being computed while the last one is sent."""
+        self._early: Record | None = None
+        """A header that was looked for too soon."""
+        self._ended = 0.0
+        """When the last run ended that was started and waited for."""
         self._transfers = {t.number: t for turn in turns for t in turn.receive}
 
     def run(self, stopping: threading.Event) -> None:
@@ -74,13 +98,19 @@ class ResidentLoop:
 
     def _round(self) -> bool:
         """One round; False when told to shut down."""
-        header = self._receive(self._links.control)
+        if self._started is not None:
+            self._finish(self._started)
+            return True
+        header, self._early = self._early or self._receive(self._links.control), None
         while header.epoch < self._part.epoch:  # it was on its way when a plan ended
             header = self._receive(self._links.control)
         if header.kind is RecordKind.SHUTDOWN:
             return False
         halves = [self._begin(header)]
         count = header.transfer
+        if count == 1 and (started := self._start(halves[0])):
+            self._finish(started)
+            return True
         number = 0
         if count > 1:
             turn, number = self._turns.at(0, apart=self._tracing)
@@ -99,20 +129,60 @@ class ResidentLoop:
             del self._values[half.header.step]
         return True
 
+    def _start(self, half: HalfBatch) -> StartedHalf | None:
+        """Start a half-batch, where this actor computes everything in one run."""
+        turn, number = self._turns.at(0, apart=self._tracing)
+        if half.step is None or not turn.alone or number < len(self._turns):
+            return None
+        ((_, runner),) = turn.runs
+        began = time.perf_counter()
+        with self._blaming(turn):
+            run = runner.start(half.step, {})
+        return None if run is None else StartedHalf(turn, half, run, began)
+
+    def _finish(self, started: StartedHalf) -> None:
+        """Wait for a half-batch and send what it yields; start the next one before, if it is here.
+
+        It may be where this one was sent ahead, too.
+        """
+        turn, half, run = started.turn, started.half, started.run
+        self._started = None
+        if run.draws and half.ahead and not self._tracing:
+            while not (self._early or run.done() or self._stopping.is_set()):
+                self._early = self._links.control.receive(LOOK_SECONDS)
+            if self._early is not None and self._follows(self._early):
+                following, self._early = self._begin(self._early, drawn=False), None
+                self._started = self._start(following)
+        with self._blaming(turn):
+            outputs = run.finish()
+        self._account(turn, max(started.began, self._ended))
+        self._ended = time.perf_counter()
+        self._give(turn, half, {name: outputs[name] for name in turn.outputs})
+        del self._values[half.header.step]
+
+    def _follows(self, header: Record) -> bool:
+        """Whether it is the header of a step that can be started while another one is computed."""
+        same = header.kind is RecordKind.STEP and header.epoch == self._part.epoch
+        return same and header.transfer == 1 and bool(header.tensors)
+
     @property
     def _tracing(self) -> bool:
         """Whether a timeline wants to show stage by stage."""
         return any(worker.trace.on for worker in self._devices.values())
 
-    def _begin(self, header: Record) -> HalfBatch:
+    def _begin(self, header: Record, *, drawn: bool = True) -> HalfBatch:
+        """The half-batch of a header. The step before has `drawn` its tokens, or is about to."""
         if header.kind is not RecordKind.STEP or header.epoch != self._part.epoch:
             raise LinkError(f"{self._title} expected a header, found a {describe(header)}")
         step = step_of(header)
+        ahead = step is not None and is_ahead(step)
         if step is not None:
+            if ahead and drawn and self._drawn is not None:
+                step = with_drawn(step, self._drawn)
             for worker in self._devices.values():
                 worker.counters.steps += 1
                 worker.counters.rows += step.rows
-        return HalfBatch(header, step, self._values.setdefault(header.step, {}))
+        return HalfBatch(header, step, self._values.setdefault(header.step, {}), ahead)
 
     def _run_native(self, first: int, halves: Sequence[HalfBatch]) -> int:
         """Take turns from `first` on without Python, if they can be; the first that is left."""
@@ -159,7 +229,14 @@ class ResidentLoop:
         if count > 1:  # a runner may write its results where it wrote those of its last run
             for name in outputs.keys() - turn.forget:
                 outputs[name] = outputs[name].copy()
-        values.update(outputs)
+        self._give(turn, half, outputs)
+
+    def _give(self, turn: Turn, half: HalfBatch, outputs: dict[str, Array]) -> None:
+        """What a turn has made goes to those who want it."""
+        assert half.step is not None
+        half.values.update(outputs)
+        if self._draws in outputs:
+            self._drawn = outputs[self._draws]
         for name, transfer in turn.written:
             counters = self._devices[name].counters
             counters.records_sent += 1
@@ -167,7 +244,7 @@ class ResidentLoop:
         for transfer in turn.send:
             self._send(transfer, half, self._devices[turn.stages[-1].device])
         for name in turn.forget:
-            del values[name]
+            del half.values[name]
 
     def _take_in(self, record: Record, expected: Transfer, half: HalfBatch) -> None:
         """Put a record's tensors among the values of its step.
@@ -195,10 +272,20 @@ class ResidentLoop:
     def _run(self, turn: Turn, step: Step, values: dict[str, Array]) -> dict[str, Array]:
         began = time.perf_counter()
         local = {name: values[name] for name in turn.inputs}
-        try:
+        with self._blaming(turn):
             for names, runner in turn.runs:
                 local.update(runner.run(step, {name: local[name] for name in names}))
             outputs = {name: local[name] for name in turn.outputs}
+        if turn.direct and self._stopping.is_set():  # it may have been cut short
+            raise _Stopped
+        self._account(turn, began)
+        return outputs
+
+    @contextmanager
+    def _blaming(self, turn: Turn) -> Iterator[None]:
+        """Errors are those of the turn's devices."""
+        try:
+            yield
         except Exception as error:
             if self._stopping.is_set():
                 raise _Stopped from error
@@ -206,12 +293,12 @@ class ResidentLoop:
                 f"{named(turn.devices)} failed in {span_of(turn.regions)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        if turn.direct and self._stopping.is_set():  # it may have been cut short
-            raise _Stopped
+
+    def _account(self, turn: Turn, began: float) -> None:
+        """It has been computed from then on."""
         seconds = (time.perf_counter() - began) / len(turn.stages)
         for stage in turn.stages:
             self._devices[stage.device].counters.run_seconds += seconds
-        return outputs
 
     def _receive(self, receiver: Receiver, device: DeviceWorker | None = None) -> Record:
         """The next record, for a device's turn; a header is for the first one's."""

@@ -1,24 +1,27 @@
 """Half-batches in flight: headers out, results in, and how long to wait for them.
 
 Headers go out in rounds of one or more half-batches, in turn; a half-batch's next header goes out
-as soon as its last result is back, while the others are still being computed. Results come back in
-the order of the headers.
+as soon as its last result is back, while the others are still being computed. Where nothing is
+split, the next header goes out earlier still, if it can: see `ahead.py`. Results come back in the
+order of the headers.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from raygraft.actors.ahead import MOST_IN_FLIGHT
 from raygraft.actors.batch import Chunk
 from raygraft.actors.deadlines import Deadlines
 from raygraft.actors.fleet import Fleet, Wires
 from raygraft.actors.half_batches import HalfBatches
 from raygraft.actors.header import header_of
 from raygraft.actors.records import Record, RecordKind, describe
+from raygraft.actors.request import GeneratedSequence
 from raygraft.actors.scheduler import Scheduler
 from raygraft.actors.trace import EventKind, Trace
 from raygraft.graph.errors import LinkError, LinkFullError, RaygraftError, RunError
@@ -38,9 +41,8 @@ class InFlight:
     half_batches: int
     chunks: Sequence[Chunk]
     prefill: bool
-    began: float
-    deadline: float
-    """Both on the monotonic clock."""
+    sent: float
+    """On the monotonic clock."""
 
     @property
     def rows(self) -> int:
@@ -61,8 +63,12 @@ class Rounds:
         first_step: int,
         deadlines: Deadlines,
         half_batches: int | None,
+        ahead: bool = False,
     ) -> None:
-        """`half_batches` are as many as pay, or as many as are given."""
+        """`half_batches` are as many as pay, or as many as are given.
+
+        Steps are sent `ahead` of the tokens they need where nothing is split.
+        """
         self.wires = wires
         self.in_flight: deque[InFlight] = deque()
         self.step = first_step
@@ -73,23 +79,45 @@ class Rounds:
         self._fleet = fleet
         self._trace = trace
         self._epoch = epoch
+        self._ahead = ahead
         self._size = 1
         self._next = 0
+        self._back = 0.0
+        """When the last result came."""
+        self.took = 0.0
+        """Seconds that its half-batch took."""
 
     def send(self, scheduler: Scheduler) -> Iterator[InFlight]:
         """Send the headers of all half-batches that are not in flight; yields each with rows."""
-        while not any(sent.half_batch == self._next for sent in self.in_flight):
+        while (drawn := self._drawn(scheduler)) is not None:
             begins = self._next == 0
             if begins:
                 scheduler.admit()
                 self._size = self.sizes.choose(scheduler.decoding, scheduler.prompt_rows)
-            chunks = scheduler.choose(self._size, self._size - self._next)
+            chunks = scheduler.choose(self._size, self._size - self._next, drawn)
             if begins and not chunks:
                 self.sizes.pause()
                 return  # no round begins before there is something to do
             sent = self._send_header(chunks)
             if sent is not None:
                 yield sent
+
+    def _drawn(self, scheduler: Scheduler) -> Mapping[GeneratedSequence, int] | None:
+        """Tokens that are not known when the next half-batch is sent; None when it must wait."""
+        if not any(sent.half_batch == self._next for sent in self.in_flight):
+            return {}
+        latest = self.in_flight[-1]
+        if not self._ahead or len(self.in_flight) == MOST_IN_FLIGHT or latest.half_batches > 1:
+            return None
+        scheduler.admit()
+        if latest.prefill or scheduler.prompt_rows:  # who comes next waits for one chunk, not two
+            return None
+        whole = self.sizes.never_splits(scheduler.decoding)
+        return scheduler.next_of(latest.chunks) if whole else None
+
+    def began(self, sent: InFlight) -> float:
+        """When the devices could begin with the oldest half-batch in flight."""
+        return max(sent.sent, self._back)
 
     def receive(self) -> tuple[InFlight, Record]:
         """Wait for what the oldest half-batch in flight yields."""
@@ -106,7 +134,10 @@ class Rounds:
         if self._trace.on:
             self._trace.received(record, began)
         self.in_flight.popleft()
-        self.deadlines.note(sent.rows, time.monotonic() - sent.began)
+        now = time.monotonic()
+        self.took = now - self.began(sent)
+        self.deadlines.note(sent.rows, self.took)
+        self._back = now
         return sent, record
 
     def complete(self) -> None:
@@ -137,11 +168,8 @@ class Rounds:
         header = header_of(
             chunks, epoch=self._epoch, step=self.step, half_batch=number, half_batches=size
         )
-        rows = sum(chunk.rows for chunk in chunks)
         prefill = any(chunk.rows > 1 for chunk in chunks)
-        now = time.monotonic()
-        deadline = now + self.deadlines.seconds(rows)
-        sent = InFlight(self.step, number, size, chunks, prefill, now, deadline)
+        sent = InFlight(self.step, number, size, chunks, prefill, time.monotonic())
         if chunks:
             self.in_flight.append(sent)
         self._next = (number + 1) % size
@@ -161,6 +189,6 @@ class Rounds:
         if self.stopping():
             raise RunError("this engine was shut down")
         self._fleet.check()
-        if time.monotonic() > sent.deadline:
-            seconds = sent.deadline - sent.began
+        seconds = self.deadlines.seconds(sent.rows)
+        if time.monotonic() > self.began(sent) + seconds:
             raise LinkError(f"waited {seconds:.0f} s for {what}: a device hangs")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from array import array
 from bisect import insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from raygraft.actors.batch import Chunk, divide
 from raygraft.actors.pages import PagePool, extend_keys
@@ -15,6 +16,8 @@ from raygraft.graph.errors import QueueFullError
 
 LEAST_CHUNK = 32
 """Rows of a prompt that are worth a half-batch of their own."""
+
+_NOTHING: Mapping[GeneratedSequence, int] = MappingProxyType({})
 
 
 class Scheduler:
@@ -113,14 +116,41 @@ class Scheduler:
                 sequence.cached = sequence.computed
                 self.cached_tokens += sequence.computed
 
-    def choose(self, half_batches: int, left: int) -> list[Chunk]:
+    def next_of(self, chunks: Sequence[Chunk]) -> dict[GeneratedSequence, int] | None:
+        """Sequences that go on after a step in flight, whatever it draws, each with its row there.
+
+        None when a sequence has to wait for what is drawn, or for room: others shall not go ahead
+        of it, nor give their pages for a token that may never come.
+        """
+        found: dict[GeneratedSequence, int] = {}
+        row = 0
+        for chunk in chunks:
+            sequence = chunk.sequence
+            goes_on = chunk.logits and not (sequence.scoring or sequence.finished)
+            if goes_on and len(sequence.ids) + 1 < sequence.limit:
+                if sequence.params.penalises:
+                    return None
+                found[sequence] = row
+            row += chunk.logits
+        size = self.pages.block_size
+        new = sum(len(sequence.pages) * size == sequence.computed for sequence in found)
+        return found if new <= self.pages.free else None
+
+    def choose(
+        self, half_batches: int, left: int, drawn: Mapping[GeneratedSequence, int] = _NOTHING
+    ) -> list[Chunk]:
         """The rows of the next half-batch, which count as computed from now on.
 
         `half_batches` share the work of a round; `left` of them, with this one, have no rows yet.
+        Tokens of some sequences may still be `drawn`, in these rows of the step before.
         """
         quota = -(-len(self.running) // half_batches)
-        decoding = [s for s in self.running if s.pending == 1][:quota]
-        chunks = [chunk for sequence in decoding if (chunk := self._chunk(sequence, 1))]
+        decoding = [s for s in self.running if s.pending == 1 or s in drawn][:quota]
+        chunks = [
+            chunk
+            for sequence in decoding
+            if (chunk := self._chunk(sequence, 1, drawn.get(sequence)))
+        ]
         room = self.limits.max_rows - len(chunks)
         prompts = [s for s in self.running if s.pending > 1]
         if prompts and room:
@@ -142,6 +172,7 @@ class Scheduler:
             sequence.tokens += tokens
             if not sequence.scoring:
                 sequence.ids += [token.id for token in tokens]
+                self._publish(sequence)
         if not sequence.in_flight:
             if sequence.finished:
                 self._let_go(sequence)
@@ -156,7 +187,9 @@ class Scheduler:
             sequence.in_flight, sequence.pages = 0, array("i")
             self._set_aside(sequence)
 
-    def _chunk(self, sequence: GeneratedSequence, rows: int) -> Chunk | None:
+    def _chunk(
+        self, sequence: GeneratedSequence, rows: int, drawn_in: int | None = None
+    ) -> Chunk | None:
         """So many rows of a sequence, or as many as there are pages for."""
         if sequence.leaving or sequence not in self.running:  # made room for an older one
             return None
@@ -164,14 +197,14 @@ class Scheduler:
         if rows <= 0:
             return None
         start, stop = sequence.computed, sequence.computed + rows
-        logits = int(stop == len(sequence.ids))
+        logits = int(stop >= len(sequence.ids))
         if sequence.scoring:
             logits = max(0, stop - max(start, sequence.scored))
             sequence.scored = max(stop, sequence.scored)
         sequence.computed = stop
         sequence.in_flight += 1
         self._publish(sequence)
-        return Chunk(sequence, start, rows, logits)
+        return Chunk(sequence, start, rows, logits, drawn_in)
 
     def _room(self, sequence: GeneratedSequence, tokens: int) -> int:
         """Take pages for so many tokens, or as many as there are; how many tokens they hold."""
@@ -224,7 +257,7 @@ class Scheduler:
 
     def _publish(self, sequence: GeneratedSequence) -> None:
         """Let others share the pages that are full now: their steps will come after this one."""
-        full = sequence.computed // self.pages.block_size
+        full = min(sequence.computed, len(sequence.ids)) // self.pages.block_size
         if full > sequence.published:
             extend_keys(sequence.keys, sequence.ids, self.pages.block_size, full)
             for index in range(sequence.published, full):

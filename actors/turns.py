@@ -46,6 +46,11 @@ class Turn:
         return tuple(dict.fromkeys(stage.device for stage in self.stages))
 
     @property
+    def alone(self) -> bool:
+        """Whether it is one run that needs nothing but a step."""
+        return not (self.receive or self.inputs or self.direct) and len(self.runs) == 1
+
+    @property
     def regions(self) -> tuple[str, ...]:
         """What is computed."""
         return tuple(region for stage in self.stages for region in stage.regions)

@@ -55,7 +55,8 @@ class Step:
     """
 
     tokens: Ints
-    """`[rows]` token ids."""
+    """`[rows]` token ids. `-1 - r` is not known yet: it is what the step before draws in its r-th
+    row of `logit_rows`."""
     positions: Ints
     """`[rows]` position of each token in its sequence, from 0."""
     sequence: Ints

@@ -76,6 +76,21 @@ class NativeRun:
     outputs: Mapping[str, int]
 
 
+class Started(ABC):
+    """A step that is being computed."""
+
+    draws = False
+    """Whether the next step may be started meanwhile, with tokens that this one has yet to draw."""
+
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether nothing is left to wait for."""
+
+    @abstractmethod
+    def finish(self) -> dict[str, Array]:
+        """Wait for it, and yield what `Runner.run` yields."""
+
+
 class Runner(ABC):
     """A loaded subgraph, ready to run steps."""
 
@@ -121,6 +136,13 @@ class Runner(ABC):
         outputs, in the same form. Arrays handed in are only read, and may be overwritten by the
         caller after the call returns.
         """
+
+    def start(self, step: Step, inputs: Values) -> Started | None:
+        """Begin what `run` does, where the caller need not wait for it.
+
+        At most one more step may be started before it is finished. None where a step is run whole.
+        """
+        return None
 
     def leads_to(self, following: Runner) -> bool:
         """Whether a runner that comes next in the same actor can be chained to this one."""

@@ -116,7 +116,7 @@ def ring_slots(plan: Plan, source: str, target: str, half_batches: int = 1) -> i
     """
     own = [t for t in records_of(plan) if (t.source, t.target) == (source, target)]
     if target == ENGINE:
-        return max(1, len(own)) * half_batches
+        return max(1, len(own)) * max(2, half_batches)  # one step may be sent ahead
     taken_at = {
         t.number: turn.stage.number
         for turn in schedule_of(plan, target).turns

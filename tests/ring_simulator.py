@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raygraft.actors.ahead import MOST_IN_FLIGHT
 from raygraft.placement.devices import ENGINE
 from raygraft.placement.plan import Plan, Transfer
 from raygraft.placement.schedule import (
@@ -45,8 +46,12 @@ def simulate(
     *,
     rounds: Rounds = ((True,), (True,)),
     slots: Callable[[Pair], int] | None = None,
+    ahead: bool = False,
 ) -> Simulation:
-    """Run some rounds. Raises DeadlockError, or AssertionError when an actor lacks a value."""
+    """Run some rounds, each sent while the last one is in flight if `ahead`.
+
+    Raises DeadlockError, or AssertionError when an actor lacks a value.
+    """
     most = max(map(len, rounds))
     actors = used_actors(plan)
     pairs = dict.fromkeys((transfer.source, transfer.target) for transfer in records_of(plan))
@@ -55,7 +60,7 @@ def simulate(
     rings: dict[Pair, deque[Any]] = {pair: deque() for pair in room}
     result = Simulation({pair: [] for pair in room}, {pair: [] for pair in room})
     running = {name: _actor(plan, name, rounds) for name in actors}
-    running[ENGINE] = _engine(plan, actors, rounds)
+    running[ENGINE] = _engine(plan, actors, rounds, MOST_IN_FLIGHT if ahead else 1)
     pending = {name: next(actor) for name, actor in running.items()}
 
     def can_go_on(name: str) -> bool:
@@ -124,14 +129,16 @@ def _turn(
     own.difference_update(turn.forget)
 
 
-def _engine(plan: Plan, actors: Sequence[str], rounds: Rounds) -> Iterator[Action]:
-    """Headers in turn, each as soon as the half-batch's last result is back."""
+def _engine(
+    plan: Plan, actors: Sequence[str], rounds: Rounds, in_flight_of_one: int
+) -> Iterator[Action]:
+    """Headers in turn, each as soon as the half-batch's last result is back, or the one before."""
     (result,) = (transfer for transfer in records_of(plan) if transfer.target == ENGINE)
     in_flight: deque[tuple[int, int]] = deque()
     step = 0
     for halves in rounds:
         for index, has_rows in enumerate(halves):
-            while any(other == index for _, other in in_flight):
+            while sum(other == index for _, other in in_flight) == in_flight_of_one:
                 yield from _result(result, in_flight)
             for name in actors:
                 yield "send", (ENGINE, name), (step, has_rows)

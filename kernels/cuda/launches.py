@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raygraft.graph.operators import Operator, Value
-from raygraft.kernels.cuda import sources
+from raygraft.kernels.cuda import sampling, sources
 from raygraft.kernels.cuda.arguments import integer, number, pointer
 from raygraft.kernels.cuda.attention import AttentionLaunches
 from raygraft.kernels.cuda.buffers import Buffers, Counts
@@ -47,6 +47,7 @@ class Launcher:
         self.program = program
         self.buffers = Buffers(arena, program, values, own, kept)
         self._gpu = gpu
+        self._arena = arena
         self._step = step
         self._weights = weights
         self._kernels = RowKernels(gpu, self.buffers)
@@ -110,16 +111,17 @@ class Launcher:
 
     def _look_up(self, weight: Weight, out: int, width: int, rows: int) -> None:
         tokens = pointer(self._step.addresses.tokens)
+        drawn = pointer(sampling.results(self._arena))
         if isinstance(weight, Floats):
             self._kernels.launch(
                 "look_up_floats", (rows, 1, 1), threads_for(width), pointer(weight.address), tokens,
-                pointer(out), integer(width),
+                drawn, pointer(out), integer(width),
             )  # fmt: skip
             return
         kind = weight.format.name
         kernel = self._gpu.kernel(f"expand {kind}", "look_up", lambda: sources.expand_source(kind))
         self._gpu.launch(
             kernel, (rows, 1, 1), THREADS,
-            (pointer(weight.address), tokens, pointer(out), integer(width),
+            (pointer(weight.address), tokens, drawn, pointer(out), integer(width),
              integer(weight.chunks), number(weight.scale)),
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from raygraft.graph.step import Step
-from raygraft.kernels.base import Array, Runner, Values
+from raygraft.kernels.base import Array, Runner, Started, Values
 from raygraft.kernels.cuda import sampling
 from raygraft.kernels.cuda.buffers import FEW, Counts
 from raygraft.kernels.cuda.shared import Shared
@@ -44,7 +44,9 @@ class CudaRunner(Runner):
         """Inputs, each with the first unit that reads it: there it is copied to."""
         self._graphs: dict[object, Any] = {}
         self._version: tuple[int, int] | None = None
-        self._staging: dict[str, Any] = {}
+        self._staging: dict[tuple[str, bool], Any] = {}
+        self._second = False
+        """Of two steps that may be under way."""
 
     def leads_to(self, following: Runner) -> bool:
         """On one GPU, in one actor, addresses are handed on."""
@@ -76,6 +78,11 @@ class CudaRunner(Runner):
 
     def run(self, step: Step, inputs: Values) -> dict[str, Array]:
         """Compute one step, from and to the host's memory."""
+        return self.start(step, inputs).finish()
+
+    def start(self, step: Step, inputs: Values) -> StartedRun:
+        """See `Runner.start`. What the host reads and writes lies apart from the last step's."""
+        self._second = not self._second
         with self._gpu.active():
             counts = Counts.of(step)
             self._shared.step.upload(step)
@@ -86,7 +93,7 @@ class CudaRunner(Runner):
             if self._samples and counts.logits and sampling.is_greedy(step.sampling):
                 most = sampling.best_wanted(step.sampling)
             self._replay(counts, most)
-            return self._copy_out(step, counts, most, inputs)
+            return self._start_copies(step, counts, most, inputs)
 
     def enqueue(self, counts: Counts, most: int) -> None:
         """Launch a step that has been uploaded, whose inputs lie where they are copied to."""
@@ -131,10 +138,11 @@ class CudaRunner(Runner):
 
     def _pinned(self, name: str, size: int) -> Array:
         """Host memory of a value that the GPU copies to or from by itself."""
-        found = self._staging.get(name)
+        key = (name, self._second)
+        found = self._staging.get(key)
         if found is None or found.nbytes < size:
             memory = self._gpu.cupy.cuda.alloc_pinned_memory(size)
-            found = self._staging[name] = np.frombuffer(memory, np.uint8, size)
+            found = self._staging[key] = np.frombuffer(memory, np.uint8, size)
         staging: Array = found[:size]
         return staging
 
@@ -155,7 +163,8 @@ class CudaRunner(Runner):
         )  # fmt: skip
         return staging
 
-    def _copy_out(self, step: Step, counts: Counts, most: int, inputs: Values) -> dict[str, Array]:
+    def _start_copies(self, step: Step, counts: Counts, most: int, inputs: Values) -> StartedRun:
+        """Let results be copied to the host as soon as they are there."""
         wanted = [*self._fetched]
         if not most:
             wanted += [op.inputs[0] for op in self._samples if op.inputs[0] not in inputs]
@@ -173,15 +182,41 @@ class CudaRunner(Runner):
         samples: Array | None = None
         if most:
             size = 8 * counts.logits * (1 + most)
-            address = self._shared.arena.room("samples", size, "sampling")
-            samples = self._fetch("samples", address, size).view(np.int32)
-        self._gpu.stream.synchronize()
-        results = {name: array.copy() for name, array in found.items()}
-        for op in self._samples:
-            if samples is not None:
-                sampled = sampling.read_greedy(samples, step.sampling, most)
-            else:
-                name = op.inputs[0]
-                sampled = sample(inputs[name] if name in inputs else results[name], step.sampling)
-            results.update(zip(op.outputs, sampled, strict=True))
-        return {name: results[name] for name in self._outputs}
+            samples = self._fetch("samples", sampling.results(self._shared.arena, size), size)
+            samples = samples.view(np.int32)
+        done = self._gpu.cupy.cuda.Event(disable_timing=True)
+        done.record(self._gpu.stream)
+        draws = samples is not None and not self._reader
+
+        def results() -> dict[str, Array]:
+            with self._gpu.active():
+                done.synchronize()
+            values = {name: array.copy() for name, array in found.items()}
+            for op in self._samples:
+                if samples is not None:
+                    sampled = sampling.read_greedy(samples, step.sampling, most)
+                else:
+                    name = op.inputs[0]
+                    logits = inputs[name] if name in inputs else values[name]
+                    sampled = sample(logits, step.sampling)
+                values.update(zip(op.outputs, sampled, strict=True))
+            return {name: values[name] for name in self._outputs}
+
+        return StartedRun(done, results, draws)
+
+
+class StartedRun(Started):
+    """A step under way on the GPU's stream."""
+
+    def __init__(self, event: Any, results: Callable[[], dict[str, Array]], draws: bool) -> None:
+        self._event = event
+        self._results = results
+        self.draws = draws
+
+    def done(self) -> bool:
+        """See `Started.done`."""
+        return bool(self._event.done)
+
+    def finish(self) -> dict[str, Array]:
+        """See `Started.finish`."""
+        return self._results()

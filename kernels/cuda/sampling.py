@@ -16,6 +16,8 @@ PARTS = 64
 """Of a vocabulary, each a block's."""
 LARGEST_VOCABULARY = PARTS * 48 * 1024 // 4
 _THREADS = 256
+_LEAST_BYTES = 64 * 1024
+"""Of the results: where they lie must not change between two steps that draw."""
 
 
 def is_greedy(sampling: Sampling) -> bool:
@@ -30,6 +32,11 @@ def best_wanted(sampling: Sampling) -> int:
     return max(1, int(max(sampling.logprobs, default=0)))
 
 
+def results(arena: Arena, size: int = 0) -> int:
+    """The address of results of so many bytes; drawn tokens come first."""
+    return arena.room("samples", max(size, _LEAST_BYTES), "sampling")
+
+
 def launch_greedy(
     gpu: Gpu, arena: Arena, logits: int, vocabulary: int, rows: int, most: int
 ) -> tuple[int, int]:
@@ -39,7 +46,7 @@ def launch_greedy(
     best = arena.room("best of parts", 8 * parts * most, "sampling")
     ids = best + 4 * parts * most
     size = 8 * rows * (1 + most)
-    found = arena.room("samples", size, "sampling")
+    found = results(arena, size)
     shared = 4 * -(-vocabulary // PARTS)
     kernel = gpu.kernel("sample", "best_of_parts", sources.sample_source, shared)
     gpu.launch(
@@ -62,7 +69,7 @@ def read_greedy(words: Array, sampling: Sampling, most: int) -> tuple[Array, Arr
     """The four outputs of `sample` from what `launch_greedy` left, as int32."""
     rows, wanted = sampling.rows, int(max(sampling.logprobs, default=0))
     ids = words[:rows].reshape(rows, 1)
-    chosen = words[rows : 2 * rows].view(np.float32).reshape(rows, 1)
+    chosen = words[rows : 2 * rows].view(np.float32).reshape(rows, 1).copy()
     table = words[2 * rows :]
     top_ids = table[: rows * most].reshape(rows, most)[:, :wanted].copy()
     top = table[rows * most :].view(np.float32).reshape(rows, most)[:, :wanted].copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,8 @@ class DeviceStep:
         self._gpu = gpu
         self._step: Step | None = None
         self._rows = self._sequences = self._stride = 0
-        self._staging: Any = None
+        self._staging: deque[Any] = deque()
+        """Two, in turns: one is copied from while the next step is written to the other."""
         self._room: Any = None
         self.version = 0
         self.tile_count = 0
@@ -43,12 +45,13 @@ class DeviceStep:
         self.addresses = StepAddresses(0, 0, 0, 0, 0, 0, 0)
 
     def upload(self, step: Step) -> None:
-        """Bring a step to the GPU, once for all subgraphs. The previous one has been computed."""
+        """Bring a step to the GPU, once for all subgraphs. Of those before, one may not be done."""
         if step is self._step:
             return
         sequences, width = step.block_tables.shape
         self._ensure(step.rows, sequences, width)
-        rows, staging = self._rows, self._staging
+        self._staging.rotate()
+        rows, staging = self._rows, self._staging[0]
         tiles = _tiles(step) if step.rows > FEW else np.zeros((0, 3), np.int32)
         parts = (step.tokens, step.positions, step.sequence, step.logit_rows, tiles.reshape(-1))
         for number, values in enumerate(parts):
@@ -73,7 +76,9 @@ class DeviceStep:
         size = 7 * self._rows + self._sequences * self._stride
         cupy = self._gpu.cupy
         self._gpu.stream.synchronize()
-        self._staging = np.frombuffer(cupy.cuda.alloc_pinned_memory(4 * size), np.int32, size)
+        self._staging = deque(
+            np.frombuffer(cupy.cuda.alloc_pinned_memory(4 * size), np.int32, size) for _ in range(2)
+        )
         self._room = self._gpu.allocate("the step's description", (size,), "int32")
         first, part = int(self._room.data.ptr), 4 * self._rows
         self.addresses = StepAddresses(

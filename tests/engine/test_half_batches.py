@@ -1,5 +1,7 @@
 """Half-batches in flight: the same tokens, in fewer waits."""
 
+from itertools import pairwise
+
 import pytest
 from engine.comparison import answer, largest_difference
 from engine.engines import ATTENTION_AND_FFN, GREEDY, HALVES, alone, engine
@@ -126,9 +128,9 @@ def test_a_winner_is_kept_longer_each_time():
     clock = Clock({1: 4.0, 2: 3.0})
     chosen = clock.run(4 * MOST_KEPT_ROUNDS, HalfBatches(2, clock=lambda: clock.now), 8)
     trials = [n for n in range(1, len(chosen)) if chosen[n] == 1 and chosen[n - 1] == 2]
-    between = [later - earlier for earlier, later in zip(trials, trials[1:], strict=False)]
+    between = [later - earlier for earlier, later in pairwise(trials)]
     assert KEPT_ROUNDS < between[0] < 2 * KEPT_ROUNDS
-    assert all(a < b for a, b in zip(between[:4], between[1:4], strict=False))
+    assert all(a < b for a, b in pairwise(between[:4]))
     assert MOST_KEPT_ROUNDS < between[-1] < MOST_KEPT_ROUNDS + 4 * TRIAL_ROUNDS
 
 

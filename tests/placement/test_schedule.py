@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ring_simulator import Choice, DeadlockError, simulate
 
+from raygraft.actors.ahead import can_be_sent_ahead
 from raygraft.graph.graph import Graph
 from raygraft.placement.devices import ENGINE
 from raygraft.placement.plan import Plan
@@ -103,9 +104,9 @@ TWO_ON_THEIR_WAY = {"b": "model", "c": "blk.1.attn.qkv", "a": "blk.1.attn.out"}
 @pytest.mark.parametrize(
     ("assignment", "slots"),
     [
-        ({"a": "model"}, {"a>engine": 1}),
-        (QKV_CORE_OUT, {"a>b": 1, "a>c": 1, "b>c": 1, "c>a": 1, "a>engine": 1}),
-        (TWO_ON_THEIR_WAY, {"b>c": 1, "c>b": 1, "b>a": 2, "a>b": 1, "b>engine": 1}),
+        ({"a": "model"}, {"a>engine": 2}),
+        (QKV_CORE_OUT, {"a>b": 1, "a>c": 1, "b>c": 1, "c>a": 1, "a>engine": 2}),
+        (TWO_ON_THEIR_WAY, {"b>c": 1, "c>b": 1, "b>a": 2, "a>b": 1, "b>engine": 2}),
     ],
 )
 def test_slots_of_rings(
@@ -156,6 +157,28 @@ def test_any_plan_runs_in_any_interleaving(tiny_graph: Graph, data: st.DataObjec
                 assert len(records) % steps == 0
                 numbers = [[n for s, n, _ in records if s == step] for step, *_ in records]
                 assert all(of_one_step == sorted(of_one_step) for of_one_step in numbers)
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_any_plan_runs_with_steps_sent_ahead(tiny_graph: Graph, data: st.DataObject) -> None:
+    """The actor that looks tokens up draws them: it ends one step before it begins the next."""
+    names = NAMES[: data.draw(st.integers(1, 5))]
+    device_of = {leaf.name: data.draw(st.sampled_from(names)) for leaf in tiny_graph.leaves}
+    device_of["sample"] = device_of["embed"]
+    plan = plan_of(tiny_graph, device_of)
+    assert can_be_sent_ahead(plan, tiny_graph)
+    orders = st.permutations([*NAMES, ENGINE]).map(prefer)
+    for choose in (*(shuffled(seed) for seed in range(3)), data.draw(orders)):
+        result = simulate(plan, choose, rounds=[(True,)] * 5, ahead=True)
+        assert result.waits_for_room == 0
+        assert result.received == result.sent
+
+
+def test_tokens_that_another_actor_draws_are_waited_for(tiny_graph: Graph) -> None:
+    device_of = assignment_of(tiny_graph, a="model", b="sample")
+    assert not can_be_sent_ahead(plan_of(tiny_graph, device_of), tiny_graph)
+    assert can_be_sent_ahead(plan_of(tiny_graph, device_of, {"a": "one", "b": "one"}), tiny_graph)
 
 
 def test_a_plan_that_needs_several_slots_waits_with_fewer(tiny_graph: Graph) -> None:

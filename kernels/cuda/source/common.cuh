@@ -78,6 +78,12 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
+// The token of a row; one below 0 was drawn by the step before.
+__device__ __forceinline__ int token_of(const int* tokens, const int* drawn, int row) {
+    const int token = tokens[row];
+    return token < 0 ? drawn[-1 - token] : token;
+}
+
 __device__ __forceinline__ float warp_sum(float x) {
     for (int offset = 16; offset; offset >>= 1) x += __shfl_xor_sync(FULL, x, offset);
     return x;

@@ -55,11 +55,12 @@ __device__ __forceinline__ void expand(
 // The rows of some tokens, in float32; a block for each.
 template <class F>
 __device__ __forceinline__ void look_up(
-    const u8* weights, const int* tokens, float* out, int columns, int chunks, float scale
+    const u8* weights, const int* tokens, const int* drawn, float* out, int columns, int chunks,
+    float scale
 ) {
     wait_for_previous();
     let_next_start();
-    const int lane = threadIdx.x & 31, token = tokens[blockIdx.x], row = token & 15;
+    const int lane = threadIdx.x & 31, token = token_of(tokens, drawn, blockIdx.x), row = token & 15;
     float* to = out + (i64)blockIdx.x * columns;
     if constexpr (F::IN_ROWS) {
         const u16* from = (const u16*)weights + (i64)token * chunks * F::COLUMNS;
@@ -93,7 +94,8 @@ __device__ __forceinline__ void look_up(
 
 #define LOOK_UP(F)                                                                             \
     extern "C" __global__ void __launch_bounds__(256) look_up(                                 \
-        const u8* weights, const int* tokens, float* out, int columns, int chunks, float scale \
+        const u8* weights, const int* tokens, const int* drawn, float* out, int columns,       \
+        int chunks, float scale                                                                \
     ) {                                                                                        \
-        look_up<F>(weights, tokens, out, columns, chunks, scale);                              \
+        look_up<F>(weights, tokens, drawn, out, columns, chunks, scale);                       \
     }

@@ -93,11 +93,11 @@ extern "C" __global__ void select_rows(
 }
 
 extern "C" __global__ void look_up_floats(
-    const float* weights, const int* tokens, float* out, int columns
+    const float* weights, const int* tokens, const int* drawn, float* out, int columns
 ) {
     wait_for_previous();
     let_next_start();
-    const float* from = weights + (i64)tokens[blockIdx.x] * columns;
+    const float* from = weights + (i64)token_of(tokens, drawn, blockIdx.x) * columns;
     for (int k = threadIdx.x; k < columns; k += blockDim.x)
         out[(i64)blockIdx.x * columns + k] = from[k];
 }
