@@ -184,8 +184,7 @@ class CudaRunner(Runner):
             size = 8 * counts.logits * (1 + most)
             samples = self._fetch("samples", sampling.results(self._shared.arena, size), size)
             samples = samples.view(np.int32)
-        done = self._gpu.cupy.cuda.Event(disable_timing=True)
-        done.record(self._gpu.stream)
+        done = self._gpu.mark()
         draws = samples is not None and not self._reader
 
         def results() -> dict[str, Array]:

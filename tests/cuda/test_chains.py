@@ -85,9 +85,10 @@ class FakeGpu:
 
     def __init__(self) -> None:
         self.memory = Memory()
-        self.stream = SimpleNamespace(
-            begin_capture=lambda: None, end_capture=self._graph, synchronize=self._wait
-        )
+        self.stream = SimpleNamespace(begin_capture=lambda: None, end_capture=self._graph)
+
+    def mark(self) -> object:
+        return SimpleNamespace(synchronize=self._wait, done=False)
 
     def _graph(self) -> object:
         self.memory.graphs += 1
@@ -251,18 +252,21 @@ def test_a_cut_on_one_gpu_is_one_chain(tmp_path: Any, monkeypatch: Any, max_rows
     with LLM(path, devices=["g:backend=cuda"], **settings) as llm:
         expected = [llm.generate(prompts, own) for own in params]
     units: list[int] = []
-    run = CudaRunner.run
+    ahead: list[bool] = []
+    start = CudaRunner.start
 
     def counted(self: CudaRunner, step: Step, inputs: Any) -> Any:
         units.append(len(self.units))
-        return run(self, step, inputs)
+        ahead.append(bool((step.tokens < 0).any()))
+        return start(self, step, inputs)
 
-    monkeypatch.setattr(CudaRunner, "run", counted)
+    monkeypatch.setattr(CudaRunner, "start", counted)
     devices = ["a:backend=cuda,gpu=0", "b:backend=cuda"]
     with LLM(path, devices=devices, place={"*": "a", "kind:ffn": "b"}, **settings) as llm:
         assert {use.actor for use in llm.plan.devices} == {"a"}
         found = [llm.generate(prompts, own) for own in params]
         assert set(units) == {len(llm.plan.stages)}
+        assert any(ahead)  # started before the step that draws their tokens was done
     for ours, theirs in zip(found, expected, strict=True):
         assert [own.token_ids for own in ours] == [own.token_ids for own in theirs]
 
