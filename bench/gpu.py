@@ -6,11 +6,13 @@
 The models have the shape of an 8B Llama and random weights; their files are made here and removed
 again. Both sides take turns within one run; each figure is the median of its turns.
 
-- decode: one token of each of 1 or 16 sequences after a context of 512 tokens, greedy.
-- prompt: 512 or 4096 tokens from nothing, in steps of at most --rows.
-- cut, one actor: attention and feed-forward are loaded as 64 stages that hand pointers on, as
-  devices that share an actor do; a token is one CUDA graph.
-- cut, stage by stage: the same 64 stages, each with copies from and to the host in between.
+Ours is the engine, with devices in this process and greedy sampling: headers, steps and tokens all
+count. Of llama.cpp, which only computes, they do not.
+
+- decode: one token of each of 1 or 16 sequences after a context of 512 tokens: what 64 more take.
+- prompt: 512 or 4096 tokens from nothing to the first token, in steps of at most --rows.
+- cut, one actor: attention on one device and feed-forward on another, which share the GPU and an
+  actor: 64 stages hand pointers on, and a token is one CUDA graph.
 - copy: bytes read and written of a large device-to-device copy. A token of batch 1 reads all
   weights once; its share of the copy bandwidth is how near that is to the limit.
 """
@@ -34,12 +36,13 @@ from random_model import SHAPES, write_random_model
 from rich.console import Console
 from rich.table import Table
 
+from raygraft import LLM, SamplingParams
+from raygraft.benchmark import Workload, time_workload
 from raygraft.graph.architectures import build_graph
 from raygraft.graph.capability import Limits
 from raygraft.graph.gguf_file import MappedWeights, ModelFile
-from raygraft.graph.graph import Graph, Subgraph
 from raygraft.graph.step import Sampling, Step
-from raygraft.kernels.base import BackendOptions, Runner
+from raygraft.kernels.base import BackendOptions
 from raygraft.kernels.cuda.backend import CudaBackend
 from raygraft.kernels.cuda.buffers import Counts
 from raygraft.kernels.cuda.runner import CudaRunner
@@ -72,13 +75,15 @@ def step_at(position: int, sequences: int, rows: int = 1, *, last: bool = True) 
 
 
 class Whole:
-    """The whole model on one device."""
+    """The whole model on one device, without an engine, to time its launches."""
 
-    name = "unsplit"
-
-    def __init__(self, graph: Graph, weights: MappedWeights, limits: Limits) -> None:
+    def __init__(self, path: Path, arguments: argparse.Namespace) -> None:
+        model = ModelFile.open(path)
+        graph = build_graph(model)
         self.backend = CudaBackend(BackendOptions())
         subgraph = graph.subgraph([op.name for op in graph.operators])
+        weights = MappedWeights(model.files, model.tensors)
+        limits = Limits(arguments.rows, 8192, arguments.cache, 16)
         self.runner = self.backend.load(subgraph, weights, limits)
         self.runner.allocate_state(16 * PAGES, BLOCK_SIZE)
 
@@ -86,84 +91,40 @@ class Whole:
         self.runner.run(step, {})
 
 
-class OneActor:
-    """Two devices that share an actor and a GPU: their stages are chained, as a fleet does it."""
-
-    name = "cut, one actor"
-
-    def __init__(self, whole: Whole, graph: Graph, weights: MappedWeights, limits: Limits) -> None:
-        self.stages: list[tuple[Subgraph, Runner]] = []
-        for names in _cut(graph):
-            subgraph = graph.subgraph(names)
-            runner = whole.backend.load(subgraph, weights, limits)
-            runner.allocate_state(16 * PAGES, BLOCK_SIZE)
-            self.stages.append((subgraph, runner))
-        first, *others = [runner for _, runner in self.stages]
-        self.runner = first.chain(others, self.stages[-1][0].outputs)
-
-    def run(self, step: Step) -> None:
-        self.runner.run(step, {})
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "unsplit": {"devices": ["a:backend=cuda"]},
+    "cut, one actor": {
+        "devices": ["a:backend=cuda", "b:backend=cuda"], "place": {"*": "a", "kind:ffn": "b"},
+    },
+}  # fmt: skip
 
 
-class StageByStage(OneActor):
-    """The same stages through the host, as devices with an actor each would run them."""
-
-    name = "cut, stage by stage"
-
-    def __init__(self, actor: OneActor) -> None:
-        self.stages = actor.stages
-
-    def run(self, step: Step) -> None:
-        known: dict[str, Any] = {}
-        for subgraph, runner in self.stages:
-            known.update(runner.run(step, {name: known[name] for name in subgraph.inputs}))
+def load(path: Path, name: str, arguments: argparse.Namespace) -> LLM:
+    """An engine for one of the placements."""
+    return LLM(
+        path, **PLACEMENTS[name], runtime="in-process", ctx_size=BLOCK_SIZE * PAGES,
+        max_sequences=16, max_rows=arguments.rows, cache_type=arguments.cache,
+    )  # fmt: skip
 
 
-def _cut(graph: Graph) -> list[list[str]]:
-    """Operators of each stage: attention on one device, all else on the other."""
-    stages: list[list[str]] = []
-    before = None
-    attention = {
-        name for region in graph.regions.values() if region.kind == "attention"
-        for name in region.operators
-    }  # fmt: skip
-    for op in graph.operators:
-        side = op.name in attention
-        if side != before:
-            stages.append([])
-        stages[-1].append(op.name)
-        before = side
-    return stages
+def decode_tps(llm: LLM, batch: int, tokens: int = 64) -> float:
+    """Of answers that share no token with earlier ones; their prompts have been read before."""
+    vocabulary = llm.graph.dimensions.vocabulary
+    prompts = np.random.default_rng().integers(vocabulary, size=(batch, CONTEXT)).tolist()
 
-
-def seconds(run: Callable[[], object], times: int) -> float:
-    """The median of so many runs."""
-    found = []
-    for _ in range(times):
+    def taken(most: int) -> float:
+        params = SamplingParams(temperature=0, max_tokens=most, ignore_eos=True)
         began = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - began)
-    return statistics.median(found)
+        llm.generate(prompts, params)
+        return time.perf_counter() - began
+
+    taken(8)
+    return batch * tokens / (taken(8 + tokens) - taken(8))
 
 
-def decode_tps(target: Any, batch: int, tokens: int = 64) -> float:
-    steps = [step_at(CONTEXT + n, batch) for n in range(tokens)]
-    for step in steps[:3]:
-        target.run(step)
-    began = time.perf_counter()
-    for step in steps[3:]:
-        target.run(step)
-    return batch * len(steps[3:]) / (time.perf_counter() - began)
-
-
-def prompt_tps(target: Any, length: int, rows: int) -> float:
-    def run() -> None:
-        for start in range(0, length, rows):
-            own = min(rows, length - start)
-            target.run(step_at(start, 1, own, last=start + own == length))
-
-    run()
-    return length / seconds(run, 3)
+def prompt_tps(llm: LLM, length: int) -> float:
+    workload = Workload(n_prompt=length, n_gen=0)
+    return statistics.median(length / (time_workload(llm, workload) / 1e9) for _ in range(3))
 
 
 def copy_bandwidth(cupy: Any) -> float:
@@ -278,31 +239,25 @@ def their_turn(path: Path, arguments: argparse.Namespace) -> dict[str, float]:
 
 def measure(name: str, path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures of one file."""
-    model = ModelFile.open(path)
-    graph = build_graph(model)
-    weights = MappedWeights(model.files, model.tensors)
-    limits = Limits(arguments.rows, 8192, arguments.cache, 16)
     began = time.perf_counter()
-    whole = Whole(graph, weights, limits)
-    found: dict[str, Any] = {"format": name, "bytes": sum(t.nbytes for t in model.tensors.values())}
-    found["weights read"] = found["bytes"] - model.tensors["token_embd.weight"].nbytes
+    engines = {"unsplit": load(path, "unsplit", arguments)}
+    tensors = engines["unsplit"].model.file.tensors
+    found: dict[str, Any] = {"format": name, "bytes": sum(t.nbytes for t in tensors.values())}
+    found["weights read"] = found["bytes"] - tensors["token_embd.weight"].nbytes
     found["load_s"] = time.perf_counter() - began
-    targets: list[Any] = [whole]
     if arguments.cut:
-        actor = OneActor(whole, graph, weights, limits)
-        targets += [actor, StageByStage(actor)]
-    tests: dict[str, Callable[[Any], float]] = {
-        "decode 1": lambda target: decode_tps(target, 1),
-        "decode 16": lambda target: decode_tps(target, 16),
-        "prompt 512": lambda target: prompt_tps(target, 512, arguments.rows),
-        "prompt 4096": lambda target: prompt_tps(target, 4096, arguments.rows),
+        engines["cut, one actor"] = load(path, "cut, one actor", arguments)
+    tests: dict[str, Callable[[LLM], float]] = {
+        "decode 1": lambda llm: decode_tps(llm, 1),
+        "decode 16": lambda llm: decode_tps(llm, 16),
+        "prompt 512": lambda llm: prompt_tps(llm, 512),
+        "prompt 4096": lambda llm: prompt_tps(llm, 4096),
     }
     turns: dict[str, dict[str, list[float]]] = {test: {} for test in tests}
-    for run in range(arguments.runs):
+    for _ in range(arguments.runs):
         for test, own in tests.items():
-            for target in targets:
-                if run == 0 or not isinstance(target, StageByStage):  # slow, and far off
-                    turns[test].setdefault(target.name, []).append(own(target))
+            for who, llm in engines.items():
+                turns[test].setdefault(who, []).append(own(llm))
         for test, tps in their_turn(path, arguments).items():
             turns[test].setdefault("llama.cpp", []).append(tps)
     found["tokens/s"] = {
@@ -310,6 +265,9 @@ def measure(name: str, path: Path, arguments: argparse.Namespace) -> dict[str, A
         for test, own in turns.items()
     }
     found["turns"] = turns
+    for llm in engines.values():
+        llm.close()
+    whole = Whole(path, arguments)
     if arguments.launches:
         kinds = kinds_of(whole)
         found["microseconds"] = {
