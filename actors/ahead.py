@@ -4,6 +4,9 @@ The engine learns a token when its step is back, and only then could send the ne
 work, and two hand-overs, would lie between any two steps. Where one actor both draws the tokens and
 looks them up, it knows them first. So the next step goes out while the last one is being computed,
 and says of such a row which row of the step before draws its token. Devices find it there.
+
+The engine then works while devices compute. Where they have all cores of its machine, it would take
+one from them in the middle of a step, and what is won is lost: it waits.
 """
 
 from __future__ import annotations

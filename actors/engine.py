@@ -109,7 +109,7 @@ class Engine:
             first_step=last,
             deadlines=Deadlines(self._step_seconds),
             half_batches=self._half_batches,
-            ahead=can_be_sent_ahead(self.plan, self.graph),
+            ahead=wires.core_left and can_be_sent_ahead(self.plan, self.graph),
         )
         self.rounds.stopping = lambda: self._stopping
         self._failure = None

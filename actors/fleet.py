@@ -31,6 +31,8 @@ class Wires:
     """What it took to bring that to other devices, where it has to go there."""
     copied_bytes: int = 0
     """How much that was."""
+    core_left: bool = False
+    """Whether the engine can work while all devices compute, and disturbs none."""
 
 
 class Fleet(Protocol):

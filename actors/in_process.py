@@ -13,7 +13,7 @@ from raygraft.actors.host import Host
 from raygraft.actors.journeys import NOTHING_STAYS, Journeys
 from raygraft.actors.links import Receiver, Sender, local_link
 from raygraft.actors.part import ActorPart, Links, Questions, actor_part_of, transfer_bytes
-from raygraft.actors.sharing import actors_of, profiles_of, threads_of
+from raygraft.actors.sharing import actors_of, core_left, profiles_of, threads_of
 from raygraft.actors.trace import Recorded
 from raygraft.actors.verification import (
     DEADLINE,
@@ -172,7 +172,9 @@ class InProcessFleet:
             )
             thread.start()
             self._threads[name] = thread
-        return Wires(control, results, copied is not None, seconds, copied or 0)
+        own = {name: spec.threads or 1 for name, spec in self._specs.items()}
+        left = core_left(plan.devices, own, os.cpu_count() or 1)
+        return Wires(control, results, copied is not None, seconds, copied or 0, left)
 
     def _load(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from raygraft.actors.ray_actors import RayActors
 from raygraft.actors.ray_checks import RayChecks
 from raygraft.actors.ray_loops import END_SECONDS, RayLoops
 from raygraft.actors.ray_weights import PlanLoader, have_files
-from raygraft.actors.sharing import named, profiles_of
+from raygraft.actors.sharing import core_left, named, profiles_of
 from raygraft.actors.states import StatesOnTheMove
 from raygraft.actors.trace import Recorded, clock
 from raygraft.actors.verification import (
@@ -170,7 +171,12 @@ class RayFleet:
         wires = wiring.connect(openings_of(plan, graph, self.node, epoch))
         self._loops.start(tuple(parts))
         self._actors.spares.refill_soon(self._actors.nodes, self._actors.specs)
-        return replace(wires, kept=kept, copy_seconds=states.seconds, copied_bytes=states.nbytes)
+        own = {name: spec.threads or 1 for name, spec in self._actors.specs.items()}
+        here = [use for use in plan.devices if use.node == self.node]
+        return replace(
+            wires, kept=kept, copy_seconds=states.seconds, copied_bytes=states.nbytes,
+            core_left=core_left(here, own, os.cpu_count() or 1),
+        )  # fmt: skip
 
     def check(self) -> None:
         """See `Fleet.check`."""

@@ -12,6 +12,7 @@ from raygraft.actors.part import Answers
 from raygraft.graph.errors import ConfigurationError
 from raygraft.kernels import GPU_BACKENDS
 from raygraft.placement.devices import DeviceProfile, DeviceSpec
+from raygraft.placement.plan import DeviceUse
 
 MEMORY_SHARE = 0.8
 """Share of free memory, of a machine or of a GPU, that its devices divide among themselves."""
@@ -69,6 +70,18 @@ def threads_of(
     taken = sum(threads for actor, threads in most.items() if actor not in sharing)
     share = max(1, (cores - taken) // max(1, len(sharing)))
     return {spec.name: share if spec.threads is None else spec.threads for spec in specs}
+
+
+def core_left(uses: Sequence[DeviceUse], threads: Mapping[str, int], cores: int) -> bool:
+    """Whether a machine has a core that none of the devices used on it computes with.
+
+    `threads` are those of each device. One that is no processor needs a thread that waits for it.
+    """
+    busy: dict[str, int] = {}
+    for use in uses:
+        own = threads[use.device] if use.type == "cpu" else 1
+        busy[use.actor] = max(own, busy.get(use.actor, 0))
+    return sum(busy.values()) < cores
 
 
 def profiles_of(

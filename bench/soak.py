@@ -8,9 +8,10 @@ them but the first, whose process lives from the beginning to the end. Every lap
 ends in the plan of the beginning; there the memory, the open files and the threads of the engine's
 process and of each device are counted, the files in /dev/shm, and the objects in Ray's store.
 
-It fails when the last third of the laps has more than the middle one, beyond what the measure itself
-varies by, when a request fails, or when something is left at the end. In the first third caches
-fill, allocators find their level, and code is run for the first time: it is shown, not judged.
+It fails when the last third of the laps has more than the middle one, beyond what the measure
+itself varies by, when a request fails, or when something is left at the end. In the first third
+caches fill, allocators find their level, and code is run for the first time: it is shown, not
+judged.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 """Steps that are sent before their tokens are known: the same answers, and nobody waits longer."""
 
+from types import SimpleNamespace
+
 import pytest
 from engine.engines import ATTENTION_AND_FFN, GREEDY, HALVES, alone, engine
 
 from raygraft import SamplingParams
+from raygraft.actors.sharing import core_left
 
 PROMPTS = [[5 * n + 1, 5 * n + 2, 5 * n + 3][: 1 + n % 3] for n in range(5)]
 SEEDED = SamplingParams(temperature=1.1, top_k=20, seed=5, max_tokens=20, ignore_eos=True)
@@ -11,6 +14,12 @@ PENALISED = SamplingParams(
     temperature=0, max_tokens=16, ignore_eos=True, presence_penalty=1.0, frequency_penalty=0.5
 )
 SAME_ACTOR = {"*": "a", "kind:ffn": "b"}
+
+
+@pytest.fixture(autouse=True)
+def cores(monkeypatch):
+    """There is one left for the engine."""
+    monkeypatch.setattr("raygraft.actors.in_process.os.cpu_count", lambda: 3)
 
 
 def unknown_tokens(steps):
@@ -123,3 +132,26 @@ def test_cancelled_with_a_step_ahead(tiny_model):
             assert one.finish([one.add(prompt, SEEDED) for prompt in PROMPTS[:2]]) == expected
         one.drain()
         assert one.scheduler.pages.free == 16
+
+
+def test_no_core_is_taken_from_a_device(tiny_model, monkeypatch):
+    monkeypatch.setattr("raygraft.actors.in_process.os.cpu_count", lambda: 1)
+    with engine(tiny_model) as one:
+        one.finish([one.add(prompt, GREEDY) for prompt in PROMPTS])
+        assert not any(unknown_tokens(one.steps()))
+
+
+@pytest.mark.parametrize(
+    ("uses", "cores", "left"),
+    [
+        ([("a", "a", "cpu", 2)], 2, False),
+        ([("a", "a", "cpu", 2)], 3, True),
+        ([("a", "a", "cpu", 1), ("b", "b", "cpu", 1)], 2, False),
+        ([("a", "one", "cpu", 2), ("b", "one", "cpu", 1)], 3, True),  # they take turns
+        ([("g", "g", "gpu", 16)], 2, True),  # its thread waits
+        ([("g", "g", "gpu", 16)], 1, False),
+    ],
+)
+def test_a_core_is_left(uses, cores, left):
+    found = [SimpleNamespace(device=d, actor=a, type=kind) for d, a, kind, _ in uses]
+    assert core_left(found, {d: threads for d, _, _, threads in uses}, cores) is left

@@ -16,7 +16,8 @@ PENALISED = SamplingParams(temperature=0, max_tokens=9, presence_penalty=1.0, ig
 
 
 @pytest.fixture
-def stream():
+def stream(monkeypatch):
+    monkeypatch.setattr("raygraft.actors.in_process.os.cpu_count", lambda: 2)  # one for the engine
     found = find_backend(f"{FILE}:Streaming").stream
     found.most_under_way = found.under_way = found.started = found.unknown = 0
     found.fails_at = None
