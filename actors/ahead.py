@@ -6,7 +6,9 @@ looks them up, it knows them first. So the next step goes out while the last one
 and says of such a row which row of the step before draws its token. Devices find it there.
 
 The engine then works while devices compute. Where they have all cores of its machine, it would take
-one from them in the middle of a step, and what is won is lost: it waits.
+one from them in the middle of a step, and what is won is lost. There it sends several steps in one
+header, and waits for all of them: each row goes on with the token that it draws. While such a burst
+lasts nobody joins, and what a sequence draws after its end is thrown away; so it is short.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ import numpy as np
 from raygraft.actors.part import ActorPart
 from raygraft.graph.graph import Graph
 from raygraft.graph.step import Ints, Step
+from raygraft.kernels.base import Array
 from raygraft.placement.plan import Plan
 
 MOST_IN_FLIGHT = 2
 """Steps, with the one that is sent ahead."""
+BURST_SECONDS = 0.02
+"""How long a burst may last: less than what a reader of the tokens notices."""
 
 
 def can_be_sent_ahead(plan: Plan, graph: Graph) -> bool:
@@ -60,3 +65,10 @@ def with_drawn(step: Step, drawn: Ints) -> Step:
     places = np.flatnonzero(tokens < 0)
     tokens[places] = drawn[-1 - tokens[places], 0]
     return replace(step, tokens=tokens)
+
+
+def following(step: Step, drawn: Array | None) -> Step:
+    """The step that comes next when each row goes on, with the tokens that were `drawn` here."""
+    sampling = replace(step.sampling, position=step.sampling.position + 1)
+    tokens = step.tokens if drawn is None else drawn[:, 0]
+    return replace(step, tokens=tokens, positions=step.positions + 1, sampling=sampling)

@@ -100,6 +100,7 @@ class Engine:
         except Exception as error:
             self._failure = RunError(f"the plan could not be loaded: {error!r}")
             raise self._failure from error
+        feeds = can_be_sent_ahead(self.plan, self.graph)
         self.rounds = Rounds(
             self.plan,
             self.fleet,
@@ -109,7 +110,8 @@ class Engine:
             first_step=last,
             deadlines=Deadlines(self._step_seconds),
             half_batches=self._half_batches,
-            ahead=wires.core_left and can_be_sent_ahead(self.plan, self.graph),
+            ahead=feeds and wires.core_left,
+            bursts=feeds and not wires.core_left,
         )
         self.rounds.stopping = lambda: self._stopping
         self._failure = None
@@ -265,7 +267,7 @@ class Engine:
         self.fleet.shutdown()
 
     def _sent(self, sent: InFlight) -> None:
-        if self.rounds is not None and len(self.rounds.in_flight) == 1:
+        if self.rounds is not None and self.rounds.in_flight[0] is sent:
             self._marked = sent.sent
         self.timings.half_batches += sent.half_batches > 1
 

@@ -32,7 +32,7 @@ class Wires:
     copied_bytes: int = 0
     """How much that was."""
     core_left: bool = False
-    """Whether the engine can work while all devices compute, and disturbs none."""
+    """Whether the engine can work while all devices compute, and disturbs none of them."""
 
 
 class Fleet(Protocol):

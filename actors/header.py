@@ -21,10 +21,19 @@ from raygraft.graph.step import Sampling, Step
 
 
 def header_of(
-    chunks: Sequence[Chunk], *, epoch: int, step: int, half_batch: int, half_batches: int
+    chunks: Sequence[Chunk],
+    *,
+    epoch: int,
+    step: int,
+    half_batch: int,
+    half_batches: int,
+    steps: int = 1,
 ) -> Record:
-    """The header of one of a round's half-batches; without chunks, one that has nothing to do."""
-    arrays = _arrays(chunks) if chunks else ()
+    """The header of one of a round's half-batches; without chunks, one that has nothing to do.
+
+    Of several `steps` that follow each other it describes the first; see `ahead.py`.
+    """
+    arrays = _arrays(chunks, steps) if chunks else ()
     return Record(RecordKind.STEP, epoch, step, half_batch, half_batches, arrays)
 
 
@@ -33,7 +42,7 @@ def step_of(header: Record) -> Step | None:
     if not header.tensors:
         return None
     ints, floats, longs = header.tensors
-    rows, sequences, width, wanted, history, biased = ints[:HEADER_SIZES].tolist()
+    rows, sequences, width, wanted, history, biased, _ = ints[:HEADER_SIZES].tolist()
     part = _cut(ints[HEADER_SIZES:])
     number = _cut(floats)
     return Step(
@@ -63,6 +72,11 @@ def step_of(header: Record) -> Step | None:
     )
 
 
+def steps_of(header: Record) -> int:
+    """How many steps that follow each other it begins."""
+    return int(header.tensors[0][HEADER_SIZES - 1]) if header.tensors else 1
+
+
 class _cut:  # noqa: N801  # used like a function
     """Hands out an array part by part."""
 
@@ -76,7 +90,7 @@ class _cut:  # noqa: N801  # used like a function
         return self._whole[start : self._next]
 
 
-def _arrays(chunks: Sequence[Chunk]) -> tuple[Array, Array, Array]:
+def _arrays(chunks: Sequence[Chunk], steps: int) -> tuple[Array, Array, Array]:
     """In the order in which `step_of` reads them. Sequences are numbered by their place."""
     tokens: list[int] = []
     positions: list[int] = []
@@ -99,7 +113,8 @@ def _arrays(chunks: Sequence[Chunk]) -> tuple[Array, Array, Array]:
     params = [sequence.params for sequence in sampled]
     histories = [_history(sequence) for sequence in sampled]
     biases = [p.logit_bias for p in params]
-    sizes = (len(tokens), len(chunks), width, len(wanted), _total(histories), _total(biases))
+    lists = _total(histories), _total(biases)
+    sizes = (len(tokens), len(chunks), width, len(wanted), *lists, steps)
     ints = array("i", (*sizes, *tokens, *positions, *owners))
     for chunk in chunks:
         ints += chunk.sequence.pages

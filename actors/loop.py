@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from raygraft.actors.ahead import drawn_value, is_ahead, with_drawn
-from raygraft.actors.header import step_of
+from raygraft.actors.ahead import drawn_value, following, is_ahead, with_drawn
+from raygraft.actors.header import step_of, steps_of
 from raygraft.actors.links import Receiver
 from raygraft.actors.native_turns import LATE, UNEXPECTED, Half, NativeTurns
 from raygraft.actors.part import ActorPart, Links
@@ -29,6 +29,7 @@ from raygraft.actors.worker import DeviceWorker, span_of
 from raygraft.graph.errors import DeviceFailedError, LinkError, LinkFullError
 from raygraft.graph.step import Step
 from raygraft.kernels.base import Array, Started
+from raygraft.placement.devices import ENGINE
 from raygraft.placement.plan import Transfer
 
 SLICE_SECONDS = 0.1
@@ -81,6 +82,8 @@ class ResidentLoop:
         """It is being computed while the last one is sent."""
         self._early: Record | None = None
         """A header that was looked for too soon."""
+        self._held: list[tuple[Record, Transfer, DeviceWorker]] | None = None
+        """In a burst, what it has for the engine."""
         self._ended = 0.0
         """When the last run ended that was started and waited for."""
         self._transfers = {t.number: t for turn in turns for t in turn.receive}
@@ -108,9 +111,16 @@ class ResidentLoop:
             return False
         halves = [self._begin(header)]
         count = header.transfer
-        if count == 1 and (started := self._start(halves[0])):
-            self._finish(started)
+        if count == 1:
+            self._go_on(halves[0], steps_of(header))
             return True
+        self._take_turns(halves, count)
+        for half in halves:
+            del self._values[half.header.step]
+        return True
+
+    def _take_turns(self, halves: list[HalfBatch], count: int) -> None:
+        """All turns of a round of `count` half-batches, of which the first one is here."""
         number = 0
         if count > 1:
             turn, number = self._turns.at(0, apart=self._tracing)
@@ -125,9 +135,52 @@ class ResidentLoop:
                 for half in halves:
                     self._take_turn(turn, half, count)
             number = done
-        for half in halves:
+
+    def _go_on(self, half: HalfBatch, steps: int) -> None:
+        """A round of one half-batch, and those that follow in a burst.
+
+        What a burst yields goes to the engine when all of it is done.
+        """
+        if steps == 1 and (started := self._start(half)):
+            self._finish(started)
+            return
+        if steps > 1 and self._run_several(half, steps):
+            return
+        self._held = [] if steps > 1 else None
+        for left in range(steps, 0, -1):
+            self._take_turns([half], 1)
             del self._values[half.header.step]
+            if left > 1:
+                half = self._following(half)
+        held, self._held = self._held or [], None
+        for record, transfer, device in held:
+            self._put(record, transfer, device)
+
+    def _run_several(self, half: HalfBatch, steps: int) -> bool:
+        """A burst that this actor computes in one run; whether it can."""
+        turn, number = self._turns.at(0, apart=self._tracing)
+        if half.step is None or not turn.alone or number < len(self._turns) or self._tracing:
+            return False
+        ((_, runner),) = turn.runs
+        began = time.perf_counter()
+        with self._blaming(turn):
+            found = runner.run_several(half.step, steps)
+        if found is None:
+            return False
+        self._account(turn, began)
+        for left, outputs in zip(range(steps, 0, -1), found, strict=True):
+            self._give(turn, half, {name: outputs[name] for name in turn.outputs})
+            del self._values[half.header.step]
+            if left > 1:
+                half = self._following(half)
         return True
+
+    def _following(self, half: HalfBatch) -> HalfBatch:
+        """The next one of a burst."""
+        assert half.step is not None
+        header = replace(half.header, step=half.header.step + 1)
+        step = following(half.step, self._drawn if self._draws else None)
+        return self._enter(header, step, ahead=False)
 
     def _start(self, half: HalfBatch) -> StartedHalf | None:
         """Start a half-batch, where this actor computes everything in one run."""
@@ -176,9 +229,12 @@ class ResidentLoop:
             raise LinkError(f"{self._title} expected a header, found a {describe(header)}")
         step = step_of(header)
         ahead = step is not None and is_ahead(step)
+        if step is not None and ahead and drawn and self._drawn is not None:
+            step = with_drawn(step, self._drawn)
+        return self._enter(header, step, ahead=ahead)
+
+    def _enter(self, header: Record, step: Step | None, *, ahead: bool) -> HalfBatch:
         if step is not None:
-            if ahead and drawn and self._drawn is not None:
-                step = with_drawn(step, self._drawn)
             for worker in self._devices.values():
                 worker.counters.steps += 1
                 worker.counters.rows += step.rows
@@ -314,11 +370,18 @@ class ResidentLoop:
         raise _Stopped
 
     def _send(self, transfer: Transfer, half: HalfBatch, device: DeviceWorker) -> None:
-        began = time.perf_counter()
         tensors = tuple(np.ascontiguousarray(half.values[name]) for name in transfer.values)
         header = half.header
         place = (header.epoch, header.step, header.half_batch, transfer.number)
-        record = Record(RecordKind.DATA, *place, tensors)
+        if self._held is not None and transfer.target == ENGINE:
+            tensors = tuple(tensor.copy() for tensor in tensors)  # others will be in their place
+            self._held.append((Record(RecordKind.DATA, *place, tensors), transfer, device))
+        else:
+            self._put(Record(RecordKind.DATA, *place, tensors), transfer, device)
+
+    def _put(self, record: Record, transfer: Transfer, device: DeviceWorker) -> None:
+        """Send a record, when there is room."""
+        began = time.perf_counter()
         sender = self._links.senders[transfer.target]
         while not self._stopping.is_set():
             try:
@@ -326,10 +389,10 @@ class ResidentLoop:
             except LinkFullError:
                 continue
             device.counters.records_sent += 1
-            nbytes = sum(tensor.nbytes for tensor in tensors)
+            nbytes = sum(tensor.nbytes for tensor in record.tensors)
             device.counters.bytes_sent += nbytes
             if device.trace.on:
-                where = (transfer.number, header.step, header.half_batch)
+                where = (transfer.number, record.step, record.half_batch)
                 device.trace.add(EventKind.SEND, *where, began, nbytes)
             return
         raise _Stopped

@@ -20,7 +20,7 @@ from raygraft.placement.schedule import Schedule, schedule_of, used_devices
 MAX_LOGIT_BIAS = 1024
 """Most biased ids of one request: a control record has room for them."""
 
-HEADER_SIZES = 6
+HEADER_SIZES = 7
 """Counts at the beginning of a step header."""
 SAMPLING_FLOATS = (
     "temperature",

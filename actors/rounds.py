@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from raygraft.actors.ahead import MOST_IN_FLIGHT
+from raygraft.actors.ahead import BURST_SECONDS, MOST_IN_FLIGHT
 from raygraft.actors.batch import Chunk
 from raygraft.actors.deadlines import Deadlines
 from raygraft.actors.fleet import Fleet, Wires
@@ -26,7 +26,7 @@ from raygraft.actors.scheduler import Scheduler
 from raygraft.actors.trace import EventKind, Trace
 from raygraft.graph.errors import LinkError, LinkFullError, RaygraftError, RunError
 from raygraft.placement.plan import Plan
-from raygraft.placement.schedule import most_half_batches
+from raygraft.placement.schedule import BURST_STEPS, most_half_batches
 
 SLICE_SECONDS = 0.1
 """How long one wait lasts before the engine looks whether all devices are alive."""
@@ -43,6 +43,8 @@ class InFlight:
     prefill: bool
     sent: float
     """On the monotonic clock."""
+    burst: int
+    """Steps of its header, whose results come together; 0 after the first of them."""
 
     @property
     def rows(self) -> int:
@@ -64,10 +66,11 @@ class Rounds:
         deadlines: Deadlines,
         half_batches: int | None,
         ahead: bool = False,
+        bursts: bool = False,
     ) -> None:
         """`half_batches` are as many as pay, or as many as are given.
 
-        Steps are sent `ahead` of the tokens they need where nothing is split.
+        Where nothing is split, steps are sent `ahead` of the tokens they need, or in `bursts`.
         """
         self.wires = wires
         self.in_flight: deque[InFlight] = deque()
@@ -80,12 +83,15 @@ class Rounds:
         self._trace = trace
         self._epoch = epoch
         self._ahead = ahead
+        self._bursts = bursts
         self._size = 1
         self._next = 0
         self._back = 0.0
         """When the last result came."""
         self.took = 0.0
         """Seconds that its half-batch took."""
+        self._decode_seconds = 0.0
+        """The same of the last one that only decoded."""
 
     def send(self, scheduler: Scheduler) -> Iterator[InFlight]:
         """Send the headers of all half-batches that are not in flight; yields each with rows."""
@@ -98,9 +104,7 @@ class Rounds:
             if begins and not chunks:
                 self.sizes.pause()
                 return  # no round begins before there is something to do
-            sent = self._send_header(chunks)
-            if sent is not None:
-                yield sent
+            yield from self._send_header(chunks, self._following(scheduler, chunks))
 
     def _drawn(self, scheduler: Scheduler) -> Mapping[GeneratedSequence, int] | None:
         """Tokens that are not known when the next half-batch is sent; None when it must wait."""
@@ -114,6 +118,23 @@ class Rounds:
             return None
         whole = self.sizes.never_splits(scheduler.decoding)
         return scheduler.next_of(latest.chunks) if whole else None
+
+    def _following(
+        self, scheduler: Scheduler, chunks: Sequence[Chunk]
+    ) -> Sequence[Sequence[Chunk]]:
+        """What comes after a half-batch in a burst, step by step."""
+        if not (self._bursts and self._decode_seconds and self._size == 1):
+            return ()
+        decodes = all(chunk.rows == chunk.logits == 1 for chunk in chunks)
+        if not decodes or scheduler.prompt_rows or not self.sizes.never_splits(len(chunks)):
+            return ()
+        steps = [chunks]
+        while len(steps) < min(BURST_STEPS, BURST_SECONDS / self._decode_seconds):
+            drawn = scheduler.next_of(steps[-1])
+            if drawn is None or [*drawn] != [chunk.sequence for chunk in chunks]:
+                break
+            steps.append(scheduler.choose(1, 1, drawn))
+        return steps[1:]
 
     def began(self, sent: InFlight) -> float:
         """When the devices could begin with the oldest half-batch in flight."""
@@ -135,7 +156,10 @@ class Rounds:
             self._trace.received(record, began)
         self.in_flight.popleft()
         now = time.monotonic()
-        self.took = now - self.began(sent)
+        if sent.burst:
+            self.took = (now - self.began(sent)) / sent.burst
+        if not sent.prefill:
+            self._decode_seconds = self.took
         self.deadlines.note(sent.rows, self.took)
         self._back = now
         return sent, record
@@ -160,18 +184,26 @@ class Rounds:
             sender.close()
         self.wires.results.close()
 
-    def _send_header(self, chunks: Sequence[Chunk]) -> InFlight | None:
-        """Send the header of the next half-batch to every device."""
+    def _send_header(
+        self, chunks: Sequence[Chunk], following: Sequence[Sequence[Chunk]] = ()
+    ) -> list[InFlight]:
+        """Send the header of the next half-batch, and of those that follow it, to every device."""
         began = time.perf_counter()
-        self.step += 1
         number, size = self._next, self._size
+        first, steps = self.step + 1, 1 + len(following)
+        self.step += steps
         header = header_of(
-            chunks, epoch=self._epoch, step=self.step, half_batch=number, half_batches=size
+            chunks, epoch=self._epoch, step=first, half_batch=number, half_batches=size, steps=steps
         )
         prefill = any(chunk.rows > 1 for chunk in chunks)
-        sent = InFlight(self.step, number, size, chunks, prefill, time.monotonic())
+        now = time.monotonic()
+        flying = [
+            InFlight(step, number, size, own, prefill, now, steps if step == first else 0)
+            for step, own in enumerate((chunks, *following), first)
+        ]
+        sent = flying[0]
         if chunks:
-            self.in_flight.append(sent)
+            self.in_flight += flying
         self._next = (number + 1) % size
         for name, sender in self.wires.control.items():
             while True:
@@ -181,14 +213,14 @@ class Rounds:
                 except LinkFullError:
                     self._look_after(f"device {name} to take a step's header", sent)
         if self._trace.on:
-            self._trace.add(EventKind.HEADER, -1, self.step, number, began)
-        return sent if chunks else None
+            self._trace.add(EventKind.HEADER, -1, first, number, began)
+        return flying if chunks else []
 
     def _look_after(self, what: str, sent: InFlight) -> None:
         """Between two waits: are all devices alive, and is there time left?"""
         if self.stopping():
             raise RunError("this engine was shut down")
         self._fleet.check()
-        seconds = self.deadlines.seconds(sent.rows)
+        seconds = self.deadlines.seconds(sent.rows) * max(1, sent.burst)
         if time.monotonic() > self.began(sent) + seconds:
             raise LinkError(f"waited {seconds:.0f} s for {what}: a device hangs")

@@ -127,7 +127,7 @@ class Scheduler:
         for chunk in chunks:
             sequence = chunk.sequence
             goes_on = chunk.logits and not (sequence.scoring or sequence.finished)
-            if goes_on and len(sequence.ids) + 1 < sequence.limit:
+            if goes_on and sequence.computed + 1 < sequence.limit:
                 if sequence.params.penalises:
                     return None
                 found[sequence] = row

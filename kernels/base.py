@@ -137,6 +137,14 @@ class Runner(ABC):
         caller after the call returns.
         """
 
+    def run_several(self, step: Step, steps: int) -> list[dict[str, Array]] | None:
+        """A step, and those that follow it: each row goes on with the token that it draws.
+
+        Every row wants logits, and there are no inputs. What each of the steps yields; None where
+        they have to be run one by one.
+        """
+        return None
+
     def start(self, step: Step, inputs: Values) -> Started | None:
         """Begin what `run` does, where the caller need not wait for it.
 

@@ -59,6 +59,7 @@ def store_at(builder: ir.IRBuilder, address: Any, value: Any) -> None:
 word = reader(_WORD, types.int64, "One int64 at an address.")
 put_word = writer(_WORD, types.int64, "Write one int64.")
 get_integer = reader(ir.IntType(32), types.int64, "One int32 at an address.", "sext")
+put_integer = writer(ir.IntType(32), types.int64, "Write one int32.", "trunc")
 
 
 @intrinsic  # type: ignore[untyped-decorator]

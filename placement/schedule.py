@@ -10,6 +10,9 @@ from raygraft.placement.costs import DIRECT
 from raygraft.placement.devices import ENGINE
 from raygraft.placement.plan import Plan, Stage, Transfer
 
+BURST_STEPS = 8
+"""Most steps whose results come to the engine together."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageTurn:
@@ -116,7 +119,7 @@ def ring_slots(plan: Plan, source: str, target: str, half_batches: int = 1) -> i
     """
     own = [t for t in records_of(plan) if (t.source, t.target) == (source, target)]
     if target == ENGINE:
-        return max(1, len(own)) * max(2, half_batches)  # one step may be sent ahead
+        return max(1, len(own)) * max(BURST_STEPS, half_batches)
     taken_at = {
         t.number: turn.stage.number
         for turn in schedule_of(plan, target).turns

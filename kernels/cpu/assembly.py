@@ -81,13 +81,16 @@ class Assembler:
         limits: Limits,
         threads: int,
         spare: dict[int, list[Floats]],
+        sampled: str | None = None,
     ) -> None:
         """`spare` holds buffers by width that all subgraphs of a device share: one runs at a time.
 
-        Values in `kept` are whole when the program has ended, and until another one runs.
+        Values in `kept` are whole when the program has ended, and until another one runs. Rows of
+        the value that is `sampled` are, where a step is greedy.
         """
         self.work = fuse(operators, kept)
         self._kept = frozenset(kept)
+        self._sampled = sampled
         self._values = values
         self._weights = weights
         self._tables = tables
@@ -99,6 +102,10 @@ class Assembler:
     def assemble(self, caches: Mapping[str, Cache], few: bool) -> NDArray[np.int64]:
         """A program `[instructions, fields]`; it holds addresses of buffers, weights and caches."""
         instructions = [i for work in self.work for i in self._translate(work, caches)]
+        if self._sampled is not None:
+            own = (self._values[self._sampled].width,)
+            instructions.append(Instruction(at.LOOK_THROUGH, self._sampled, own=own))
+            instructions.append(Instruction(at.JOIN, places={at.MEET: 1}))
         if few:
             self._give_threads_their_own(instructions)
         program = np.zeros((len(instructions), at.FIELDS), np.int64)
@@ -141,6 +148,8 @@ class Assembler:
             row[place // 8] = value
         if i.out:
             row[at.LOGIT_SIDE // 8] = self._values[i.out].rows == "logits"
+        elif i.kind in (at.LOOK_THROUGH, at.JOIN):
+            row[at.LOGIT_SIDE // 8] = 1
 
     def _allocate(
         self, inputs: Sequence[str], rows: int, spare: dict[int, list[Floats]]

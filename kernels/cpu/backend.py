@@ -52,7 +52,7 @@ class CpuBackend(Backend):
                 "use backend=reference there"
             )
         self._team = Team(options.threads)
-        self._steps = DescribedSteps()
+        self._steps = DescribedSteps(options.threads)
         self._spare: dict[int, list[Floats]] = {}
         self._source: WeightSource | None = None
         self._loaded: dict[WeightSlice, Weight] = {}

@@ -16,7 +16,9 @@ depend on the kind; the last of them is a double.
     ADD,
     GATE,
     COPY_ROWS,
-) = range(9)
+    LOOK_THROUGH,
+    JOIN,
+) = range(11)
 
 _PLACES = range(0, 8 * 26, 8)
 KIND, MEET, LOGIT_SIDE, BY_UNITS, A, B, C, OUT, A_STEP, OUT_STEP = _PLACES[:10]
@@ -35,7 +37,8 @@ ROUNDED = -1
 # Of products.
 COLUMNS, WIDTH, TILES = (OWN + 8 * place for place in range(3))
 
-# Where the numbers and addresses that describe a step lie.
+# Where the numbers and addresses that describe a step lie. It may be followed by others, `STEPS` in
+# all. Without an address of what is picked, rows are not sampled here.
 (
     STEP_ROWS,
     POSITIONS,
@@ -48,7 +51,11 @@ COLUMNS, WIDTH, TILES = (OWN + 8 * place for place in range(3))
     RUNS,
     RUN_COUNT,
     FEW,
-) = (8 * place for place in range(11))
+    STEPS,
+    PICKED,
+    CHOSEN,
+    PARTS,
+) = (8 * place for place in range(15))
 
 FEW_ROWS = 16
 """Rows up to which the program for few rows runs: threads write whole operands of their own."""

@@ -13,9 +13,10 @@ from raygraft.kernels.cpu import layers
 from raygraft.kernels.cpu.attention import attend
 from raygraft.kernels.cpu.cache import KV_HEADS, write_cache
 from raygraft.kernels.cpu.matmul import prepare, product_tiles
+from raygraft.kernels.cpu.picking import go_on, pick
 from raygraft.kernels.cpu.products import WIDEN
 from raygraft.kernels.cpu.vector import get_double
-from raygraft.kernels.raw import fetch_add, word
+from raygraft.kernels.raw import fetch_add, put_word, word
 from raygraft.kernels.waiting import load_acquire, pause, yield_core
 
 _SPINS = 100
@@ -49,14 +50,25 @@ def run_share(job: int, scratch: int, barrier: int, thread: int, threads: int) -
     """
     program, count, step, counters = word(job), word(job + 8), word(job + 16), word(job + 24)
     met = load_acquire(barrier + 128)  # the arrivals before this run
-    for number in range(count):
-        i = program + 8 * at.FIELDS * number
-        if word(i + at.MEET) != 0:
+    for left in range(word(step + at.STEPS), 0, -1):
+        for number in range(count):
+            i = program + 8 * at.FIELDS * number
+            if word(i + at.MEET) != 0:
+                met = meet(barrier, threads, met)
+            rows = word(step + at.LOGITS) if word(i + at.LOGIT_SIDE) else word(step + at.STEP_ROWS)
+            if rows > 0:  # the head has none while a prompt is read in chunks
+                own = counters + 8 * threads * number
+                if word(i + at.KIND) < at.LOOK_THROUGH:
+                    _instruction(i, step, rows, own, scratch, thread, threads)
+                elif word(step + at.PICKED) != 0:
+                    pick(i, step, rows, thread, threads)
+        met = meet(barrier, threads, met)
+        if left > 1:
+            if thread == 0:
+                go_on(step)
+                for number in range(count * threads):
+                    put_word(counters + 8 * number, 0)
             met = meet(barrier, threads, met)
-        rows = word(step + at.LOGITS) if word(i + at.LOGIT_SIDE) else word(step + at.STEP_ROWS)
-        if rows > 0:  # the head has none while a prompt is read in chunks
-            _instruction(i, step, rows, counters + 8 * threads * number, scratch, thread, threads)
-    meet(barrier, threads, met)
 
 
 @compiled(nogil=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from raygraft.kernels.cpu.instructions import FEW_ROWS
 from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
 from raygraft.kernels.cpu.layers import log_total, prepare_log_total
 from raygraft.kernels.cpu.packing import PackedWeight
+from raygraft.kernels.cpu.picking import PART_BYTES, is_greedy
 from raygraft.kernels.cpu.team import Team, job_function
 from raygraft.kernels.reference.sampling import sample
 
@@ -30,31 +31,65 @@ _LONGEST_RUN = 16
 """Rows of a sequence that one thread attends with at a time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A step as programs see it, or several that follow each other."""
+
+    step: Step
+    words: NDArray[np.int64]
+    arrays: Sequence[Array]
+    """What the words point to."""
+    picked: NDArray[np.int32] | None
+    """`[steps, rows]`: the token of each row of logits, where all of them are greedy."""
+    chosen: NDArray[np.float32]
+    """Their log probabilities."""
+
+    def sampled(self, number: int) -> tuple[Array, ...]:
+        """What `sample` yields in one of the steps."""
+        assert self.picked is not None
+        rows = self.picked.shape[1]
+        none = np.empty((rows, 0), np.int32), np.empty((rows, 0), np.float32)
+        return self.picked[number, :, None], self.chosen[number, :, None], *none
+
+
 class DescribedSteps:
     """The numbers and addresses that describe steps to programs, made once for all stages."""
 
-    def __init__(self) -> None:
-        self._latest: deque[tuple[Step, NDArray[np.int64], list[Any]]] = deque(maxlen=_REMEMBERED)
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._latest: deque[Described] = deque(maxlen=_REMEMBERED)
 
-    def describe(self, step: Step) -> NDArray[np.int64]:
-        """The description; what it points to lives until so many more are made."""
-        for known, words, _ in self._latest:
-            if known is step:
-                return words
+    def describe(self, step: Step, steps: int = 1) -> Described:
+        """The description; what it points to lives until so many more are made.
+
+        With several steps it is of use once: they change it.
+        """
+        for known in self._latest:
+            if known.step is step:
+                return known
         names = ("positions", "sequence", "block_tables", "logit_rows", "tokens")
         arrays = [np.ascontiguousarray(getattr(step, name), np.int32) for name in names]
+        if steps > 1:
+            arrays = [array.copy() for array in arrays]
         runs = _runs(arrays[0], arrays[1])
         few = len(runs) == step.rows <= FEW_ROWS
+        rows = len(arrays[3])
+        picked = np.empty((steps, rows), np.int32) if is_greedy(step.sampling) else None
+        chosen = np.empty((steps, rows), np.float32)
+        parts = np.empty(self._threads * rows * PART_BYTES, np.uint8)
         positions, sequence, tables, wanted, tokens = (array.ctypes.data for array in arrays)
         words = np.array(
             (
-                step.rows, positions, sequence, tables, arrays[2].shape[1], wanted,
-                len(arrays[3]), tokens, runs.ctypes.data, len(runs), few,
+                step.rows, positions, sequence, tables, arrays[2].shape[1], wanted, rows, tokens,
+                runs.ctypes.data, len(runs), few,
+                steps, 0 if picked is None else picked.ctypes.data, chosen.ctypes.data,
+                parts.ctypes.data,
             ),
             np.int64,
         )  # fmt: skip
-        self._latest.append((step, words, [*arrays, runs]))
-        return words
+        described = Described(step, words, [*arrays, runs, parts], picked, chosen)
+        self._latest.append(described)
+        return described
 
 
 def _runs(positions: NDArray[np.int32], sequence: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -102,9 +137,12 @@ class CpuRunner(Runner):
         sampled = [name for op in self._sampling for name in op.inputs]
         made = {name for op in self._compiled for name in op.outputs}
         self._kept = [n for n in dict.fromkeys((*subgraph.outputs, *sampled)) if n in made]
+        logits = next((op.inputs[0] for op in self._sampling if op.inputs[0] in made), None)
+        self._picks = logits is not None
+        """Whether the program samples greedy rows by itself."""
         self._assembler = Assembler(
             self._compiled, self._kept, subgraph.inputs, self._values, weights, tables, limits,
-            team.threads, spare,
+            team.threads, spare, logits,
         )  # fmt: skip
         team.reserve(self._scratch_bytes(limits.max_rows))
         if self._sampling:
@@ -165,19 +203,33 @@ class CpuRunner(Runner):
         for name in self._subgraph.inputs:
             if name in buffers:
                 buffers[name][: len(inputs[name])] = inputs[name]
-        self._team.run(job, self._steps.describe(step))
+        described = self._steps.describe(step)
+        self._team.run(job, described.words)
         found: dict[str, Array] = {**inputs}
         for name in self._kept:
             found[name] = buffers[name][: self._rows(name, step)]
         for op in self._sampling:
-            found.update(
-                zip(op.outputs, sample(found[op.inputs[0]], step.sampling, log_total), strict=True)
-            )
+            if self._picks and described.picked is not None:
+                sampled = described.sampled(0)
+            else:
+                sampled = sample(found[op.inputs[0]], step.sampling, log_total)
+            found.update(zip(op.outputs, sampled, strict=True))
         # Other subgraphs use the same buffers.
         return {
             name: found[name].copy() if name in buffers else found[name]
             for name in self._subgraph.outputs
         }
+
+    def run_several(self, step: Step, steps: int) -> list[dict[str, Array]] | None:
+        """See `Runner.run_several`: the threads meet between two steps, and that is all."""
+        (op,) = self._sampling if self._picks else (None,)
+        if op is None or self._subgraph.inputs or {*self._subgraph.outputs} - {*op.outputs}:
+            return None
+        if step.rows != len(step.logit_rows) or not is_greedy(step.sampling):
+            return None
+        described = self._steps.describe(step, steps)
+        self._team.run(self._assembled(), described.words)
+        return [dict(zip(op.outputs, described.sampled(n), strict=True)) for n in range(steps)]
 
     def native(self) -> NativeRun | None:
         """How to run it without Python; None for a subgraph that samples, which NumPy does."""
@@ -193,7 +245,7 @@ class CpuRunner(Runner):
 
     def describe_step(self, step: Step) -> int:
         """See `Runner.describe_step`."""
-        return int(self._steps.describe(step).ctypes.data)
+        return int(self._steps.describe(step).words.ctypes.data)
 
     def _assembled(self) -> NDArray[np.int64]:
         if self._job is None:

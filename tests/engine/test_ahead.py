@@ -134,13 +134,6 @@ def test_cancelled_with_a_step_ahead(tiny_model):
         assert one.scheduler.pages.free == 16
 
 
-def test_no_core_is_taken_from_a_device(tiny_model, monkeypatch):
-    monkeypatch.setattr("raygraft.actors.in_process.os.cpu_count", lambda: 1)
-    with engine(tiny_model) as one:
-        one.finish([one.add(prompt, GREEDY) for prompt in PROMPTS])
-        assert not any(unknown_tokens(one.steps()))
-
-
 @pytest.mark.parametrize(
     ("uses", "cores", "left"),
     [

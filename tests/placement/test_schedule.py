@@ -104,9 +104,9 @@ TWO_ON_THEIR_WAY = {"b": "model", "c": "blk.1.attn.qkv", "a": "blk.1.attn.out"}
 @pytest.mark.parametrize(
     ("assignment", "slots"),
     [
-        ({"a": "model"}, {"a>engine": 2}),
-        (QKV_CORE_OUT, {"a>b": 1, "a>c": 1, "b>c": 1, "c>a": 1, "a>engine": 2}),
-        (TWO_ON_THEIR_WAY, {"b>c": 1, "c>b": 1, "b>a": 2, "a>b": 1, "b>engine": 2}),
+        ({"a": "model"}, {"a>engine": 8}),
+        (QKV_CORE_OUT, {"a>b": 1, "a>c": 1, "b>c": 1, "c>a": 1, "a>engine": 8}),
+        (TWO_ON_THEIR_WAY, {"b>c": 1, "c>b": 1, "b>a": 2, "a>b": 1, "b>engine": 8}),
     ],
 )
 def test_slots_of_rings(
