@@ -67,7 +67,7 @@ def with_drawn(step: Step, drawn: Ints) -> Step:
     return replace(step, tokens=tokens)
 
 
-def following(step: Step, drawn: Array | None) -> Step:
+def step_after(step: Step, drawn: Array | None) -> Step:
     """The step that comes next when each row goes on, with the tokens that were `drawn` here."""
     sampling = replace(step.sampling, position=step.sampling.position + 1)
     tokens = step.tokens if drawn is None else drawn[:, 0]

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from raygraft.actors.ahead import drawn_value, following, is_ahead, with_drawn
+from raygraft.actors.ahead import drawn_value, is_ahead, step_after, with_drawn
 from raygraft.actors.header import step_of, steps_of
 from raygraft.actors.links import Receiver
 from raygraft.actors.native_turns import LATE, UNEXPECTED, Half, NativeTurns
@@ -78,8 +79,8 @@ class ResidentLoop:
         self._draws = drawn_value(part)
         self._drawn: Array | None = None
         """The tokens that the last step drew, where it did so here."""
-        self._started: StartedHalf | None = None
-        """It is being computed while the last one is sent."""
+        self._under_way: deque[StartedHalf] = deque()
+        """Started and not finished: the next one may be computed while the last one is sent."""
         self._early: Record | None = None
         """A header that was looked for too soon."""
         self._held: list[tuple[Record, Transfer, DeviceWorker]] | None = None
@@ -95,14 +96,20 @@ class ResidentLoop:
         backend fails.
         """
         self._stopping = stopping
-        with suppress(_Stopped):
+        try:
             while self._round():
                 pass
+        except _Stopped:
+            pass
+        finally:  # what comes next finds nothing that is still computed
+            for started in self._under_way:
+                with suppress(Exception):
+                    started.run.finish()
 
     def _round(self) -> bool:
         """One round; False when told to shut down."""
-        if self._started is not None:
-            self._finish(self._started)
+        if self._under_way:
+            self._finish()
             return True
         header, self._early = self._early or self._receive(self._links.control), None
         while header.epoch < self._part.epoch:  # it was on its way when a plan ended
@@ -141,8 +148,8 @@ class ResidentLoop:
 
         What a burst yields goes to the engine when all of it is done.
         """
-        if steps == 1 and (started := self._start(half)):
-            self._finish(started)
+        if steps == 1 and self._start(half, self._whole_turn):
+            self._finish()
             return
         if steps > 1 and self._run_several(half, steps):
             return
@@ -158,8 +165,8 @@ class ResidentLoop:
 
     def _run_several(self, half: HalfBatch, steps: int) -> bool:
         """A burst that this actor computes in one run; whether it can."""
-        turn, number = self._turns.at(0, apart=self._tracing)
-        if half.step is None or not turn.alone or number < len(self._turns) or self._tracing:
+        turn = self._whole_turn
+        if half.step is None or turn is None or self._tracing:
             return False
         ((_, runner),) = turn.runs
         began = time.perf_counter()
@@ -179,35 +186,45 @@ class ResidentLoop:
         """The next one of a burst."""
         assert half.step is not None
         header = replace(half.header, step=half.header.step + 1)
-        step = following(half.step, self._drawn if self._draws else None)
+        step = step_after(half.step, self._drawn if self._draws else None)
         return self._enter(header, step, ahead=False)
 
-    def _start(self, half: HalfBatch) -> StartedHalf | None:
-        """Start a half-batch, where this actor computes everything in one run."""
+    @property
+    def _whole_turn(self) -> Turn | None:
+        """The only turn of this actor, if it needs nothing but a step."""
         turn, number = self._turns.at(0, apart=self._tracing)
-        if half.step is None or not turn.alone or number < len(self._turns):
-            return None
+        return turn if turn.alone and number == len(self._turns) else None
+
+    def _start(self, half: HalfBatch, turn: Turn | None) -> bool:
+        """Start a half-batch of which this actor computes its part in one run; whether it can."""
+        if half.step is None or turn is None:
+            return False
         ((_, runner),) = turn.runs
         began = time.perf_counter()
         with self._blaming(turn):
             run = runner.start(half.step, {})
-        return None if run is None else StartedHalf(turn, half, run, began)
+        if run is not None:
+            self._under_way.append(StartedHalf(turn, half, run, began))
+        return run is not None
 
-    def _finish(self, started: StartedHalf) -> None:
+    def _finish(self) -> None:
         """Wait for a half-batch and send what it yields; start the next one before, if it is here.
 
         It may be where this one was sent ahead, too.
         """
+        started = self._under_way[0]
         turn, half, run = started.turn, started.half, started.run
-        self._started = None
         if run.draws and half.ahead and not self._tracing:
             while not (self._early or run.done() or self._stopping.is_set()):
                 self._early = self._links.control.receive(LOOK_SECONDS)
             if self._early is not None and self._follows(self._early):
                 following, self._early = self._begin(self._early, drawn=False), None
-                self._started = self._start(following)
+                self._start(following, turn)
         with self._blaming(turn):
             outputs = run.finish()
+        if turn.direct and self._stopping.is_set():  # it may have been cut short
+            raise _Stopped
+        self._under_way.popleft()
         self._account(turn, max(started.began, self._ended))
         self._ended = time.perf_counter()
         self._give(turn, half, {name: outputs[name] for name in turn.outputs})

@@ -48,7 +48,7 @@ class Turn:
     @property
     def alone(self) -> bool:
         """Whether it is one run that needs nothing but a step."""
-        return not (self.receive or self.inputs or self.direct) and len(self.runs) == 1
+        return not (self.receive or self.inputs) and len(self.runs) == 1
 
     @property
     def regions(self) -> tuple[str, ...]:
