@@ -15,40 +15,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from raygraft.actors.ahead import drawn_value, is_ahead, step_after, with_drawn
+from raygraft.actors.exchange import SLICE_SECONDS, Exchange, HalfBatch, Stopped
 from raygraft.actors.header import step_of, steps_of
-from raygraft.actors.links import Receiver
 from raygraft.actors.native_turns import LATE, UNEXPECTED, Half, NativeTurns
 from raygraft.actors.part import ActorPart, Links
-from raygraft.actors.records import Record, RecordKind, describe
+from raygraft.actors.records import Record, RecordKind
 from raygraft.actors.sharing import named
 from raygraft.actors.trace import EventKind
 from raygraft.actors.turns import Turn, Turns
 from raygraft.actors.worker import DeviceWorker, span_of
-from raygraft.graph.errors import DeviceFailedError, LinkError, LinkFullError
+from raygraft.graph.errors import DeviceFailedError
 from raygraft.graph.step import Step
 from raygraft.kernels.base import Array, Started
-from raygraft.placement.devices import ENGINE
-from raygraft.placement.plan import Transfer
 
-SLICE_SECONDS = 0.1
-"""How long one wait lasts before the loop looks whether it should stop."""
 LOOK_SECONDS = 0.0002
 """How long it looks for the next header before it looks whether the step in progress is done."""
-
-
-@dataclass(slots=True)
-class HalfBatch:
-    """A step in progress in this actor."""
-
-    header: Record
-    step: Step | None
-    """None when it has no rows: its turns do nothing."""
-    values: dict[str, Array]
-    ahead: bool
-    """Whether it was sent before all its tokens were known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +50,12 @@ class ResidentLoop:
         self._part = part
         self._links = links
         self._devices = {name: devices[name] for name in part.parts}
-        self._title = named(tuple(part.parts))
         turns = part.schedule.turns
         units = {n: own for worker in self._devices.values() for n, own in worker.runners.items()}
         self._turns = Turns(turns, units, links, part.values)
+        self._first = self._devices[turns[0].stage.device]
         only = {number: [unit.runner for unit in own] for number, own in units.items()}
         self._native = NativeTurns(part, turns, only, links)
-        self._values: dict[int, dict[str, Array]] = {}
-        """By step: values of half-batches in progress, and of some that have yet to begin here."""
         self._draws = drawn_value(part)
         self._drawn: Array | None = None
         """The tokens that the last step drew, where it did so here."""
@@ -83,11 +63,8 @@ class ResidentLoop:
         """Started and not finished: the next one may be computed while the last one is sent."""
         self._early: Record | None = None
         """A header that was looked for too soon."""
-        self._held: list[tuple[Record, Transfer, DeviceWorker]] | None = None
-        """In a burst, what it has for the engine."""
         self._ended = 0.0
         """When the last run ended that was started and waited for."""
-        self._transfers = {t.number: t for turn in turns for t in turn.receive}
 
     def run(self, stopping: threading.Event) -> None:
         """Rounds, until a SHUTDOWN record comes or `stopping` is set.
@@ -96,10 +73,11 @@ class ResidentLoop:
         backend fails.
         """
         self._stopping = stopping
+        self._records = Exchange(self._part, self._links, stopping)
         try:
             while self._round():
                 pass
-        except _Stopped:
+        except Stopped:
             pass
         finally:  # what comes next finds nothing that is still computed
             for started in self._under_way:
@@ -111,9 +89,7 @@ class ResidentLoop:
         if self._under_way:
             self._finish()
             return True
-        header, self._early = self._early or self._receive(self._links.control), None
-        while header.epoch < self._part.epoch:  # it was on its way when a plan ended
-            header = self._receive(self._links.control)
+        header, self._early = self._early or self._records.header(self._first), None
         if header.kind is RecordKind.SHUTDOWN:
             return False
         halves = [self._begin(header)]
@@ -123,7 +99,7 @@ class ResidentLoop:
             return True
         self._take_turns(halves, count)
         for half in halves:
-            del self._values[half.header.step]
+            del self._records.values[half.header.step]
         return True
 
     def _take_turns(self, halves: list[HalfBatch], count: int) -> None:
@@ -133,7 +109,7 @@ class ResidentLoop:
             turn, number = self._turns.at(0, apart=self._tracing)
             self._take_turn(turn, halves[0], count)
             while len(halves) < count:
-                halves.append(self._begin(self._receive(self._links.control)))
+                halves.append(self._begin(self._records.header(self._first)))
                 self._take_turn(turn, halves[-1], count)
         while number < len(self._turns):
             done = self._run_native(number, halves)
@@ -153,15 +129,14 @@ class ResidentLoop:
             return
         if steps > 1 and self._run_several(half, steps):
             return
-        self._held = [] if steps > 1 else None
+        if steps > 1:
+            self._records.hold()
         for left in range(steps, 0, -1):
             self._take_turns([half], 1)
-            del self._values[half.header.step]
+            del self._records.values[half.header.step]
             if left > 1:
                 half = self._following(half)
-        held, self._held = self._held or [], None
-        for record, transfer, device in held:
-            self._put(record, transfer, device)
+        self._records.release()
 
     def _run_several(self, half: HalfBatch, steps: int) -> bool:
         """A burst that this actor computes in one run; whether it can."""
@@ -177,7 +152,7 @@ class ResidentLoop:
         self._account(turn, began)
         for left, outputs in zip(range(steps, 0, -1), found, strict=True):
             self._give(turn, half, {name: outputs[name] for name in turn.outputs})
-            del self._values[half.header.step]
+            del self._records.values[half.header.step]
             if left > 1:
                 half = self._following(half)
         return True
@@ -216,19 +191,19 @@ class ResidentLoop:
         turn, half, run = started.turn, started.half, started.run
         if run.draws and half.ahead and not self._tracing:
             while not (self._early or run.done() or self._stopping.is_set()):
-                self._early = self._links.control.receive(LOOK_SECONDS)
+                self._early = self._records.glance(LOOK_SECONDS)
             if self._early is not None and self._follows(self._early):
                 following, self._early = self._begin(self._early, drawn=False), None
                 self._start(following, turn)
         with self._blaming(turn):
             outputs = run.finish()
         if turn.direct and self._stopping.is_set():  # it may have been cut short
-            raise _Stopped
+            raise Stopped
         self._under_way.popleft()
         self._account(turn, max(started.began, self._ended))
         self._ended = time.perf_counter()
         self._give(turn, half, {name: outputs[name] for name in turn.outputs})
-        del self._values[half.header.step]
+        del self._records.values[half.header.step]
 
     def _follows(self, header: Record) -> bool:
         """Whether it is the header of a step that can be started while another one is computed."""
@@ -242,8 +217,7 @@ class ResidentLoop:
 
     def _begin(self, header: Record, *, drawn: bool = True) -> HalfBatch:
         """The half-batch of a header. The step before has `drawn` its tokens, or is about to."""
-        if header.kind is not RecordKind.STEP or header.epoch != self._part.epoch:
-            raise LinkError(f"{self._title} expected a header, found a {describe(header)}")
+        self._records.check(header)
         step = step_of(header)
         ahead = step is not None and is_ahead(step)
         if step is not None and ahead and drawn and self._drawn is not None:
@@ -255,7 +229,7 @@ class ResidentLoop:
             for worker in self._devices.values():
                 worker.counters.steps += 1
                 worker.counters.rows += step.rows
-        return HalfBatch(header, step, self._values.setdefault(header.step, {}), ahead)
+        return HalfBatch(header, step, self._records.values.setdefault(header.step, {}), ahead)
 
     def _run_native(self, first: int, halves: Sequence[HalfBatch]) -> int:
         """Take turns from `first` on without Python, if they can be; the first that is left."""
@@ -270,7 +244,7 @@ class ResidentLoop:
             return first
         while (ended := self._native.run(SLICE_SECONDS)) == LATE:
             if self._stopping.is_set():
-                raise _Stopped
+                raise Stopped
         for device, (waited, ran, records, nbytes) in self._native.totals.items():
             counters = self._devices[device].counters
             counters.wait_seconds += waited
@@ -288,14 +262,10 @@ class ResidentLoop:
         """Receive, run and send for one of `count` half-batches."""
         if half.step is None:
             return
-        values = half.values
         device = self._devices[turn.stages[0].device]
-        for transfer in turn.receive:
-            while transfer.values[0] not in values:
-                record = self._receive(self._links.receivers[transfer.source], device)
-                self._take_in(record, transfer, half)
+        self._records.fetch(turn.receive, half, device)
         began = time.perf_counter()
-        outputs = self._run(turn, half.step, values)
+        outputs = self._run(turn, half.step, half.values)
         if device.trace.on:
             place = (turn.stages[0].number, half.header.step, half.header.half_batch)
             device.trace.add(EventKind.STAGE, *place, began)
@@ -315,32 +285,9 @@ class ResidentLoop:
             counters.records_sent += 1
             counters.bytes_sent += half.step.rows * transfer.row_bytes
         for transfer in turn.send:
-            self._send(transfer, half, self._devices[turn.stages[-1].device])
+            self._records.send(transfer, half, self._devices[turn.stages[-1].device])
         for name in turn.forget:
             del half.values[name]
-
-    def _take_in(self, record: Record, expected: Transfer, half: HalfBatch) -> None:
-        """Put a record's tensors among the values of its step.
-
-        The sender may have more stages than this device, or fewer, so records of other half-batches
-        may come before the expected one. Those of one half-batch always keep their order.
-        """
-        if record.epoch < self._part.epoch:
-            return  # it was on its way when a plan ended
-        step, transfer = half.header.step, self._transfers.get(record.transfer)
-        early = record.step >= min(self._values) and record.step != step
-        if (
-            record.epoch != self._part.epoch
-            or transfer is None
-            or transfer.source != expected.source
-            or not (early or (record.step, transfer) == (step, expected))
-        ):
-            raise LinkError(
-                f"{self._title} expected transfer {expected.number} of step {step} "
-                f"from {expected.source}, found a {describe(record)}"
-            )
-        values = self._values.setdefault(record.step, {})
-        values.update(zip(transfer.values, record.tensors, strict=True))
 
     def _run(self, turn: Turn, step: Step, values: dict[str, Array]) -> dict[str, Array]:
         began = time.perf_counter()
@@ -350,7 +297,7 @@ class ResidentLoop:
                 local.update(runner.run(step, {name: local[name] for name in names}))
             outputs = {name: local[name] for name in turn.outputs}
         if turn.direct and self._stopping.is_set():  # it may have been cut short
-            raise _Stopped
+            raise Stopped
         self._account(turn, began)
         return outputs
 
@@ -361,7 +308,7 @@ class ResidentLoop:
             yield
         except Exception as error:
             if self._stopping.is_set():
-                raise _Stopped from error
+                raise Stopped from error
             raise DeviceFailedError(
                 f"{named(turn.devices)} failed in {span_of(turn.regions)}: "
                 f"{type(error).__name__}: {error}"
@@ -372,48 +319,3 @@ class ResidentLoop:
         seconds = (time.perf_counter() - began) / len(turn.stages)
         for stage in turn.stages:
             self._devices[stage.device].counters.run_seconds += seconds
-
-    def _receive(self, receiver: Receiver, device: DeviceWorker | None = None) -> Record:
-        """The next record, for a device's turn; a header is for the first one's."""
-        device = device or self._devices[self._turns.single(0).stages[0].device]
-        began = time.perf_counter()
-        while not self._stopping.is_set():
-            record = receiver.receive(SLICE_SECONDS)
-            if record is not None:
-                device.counters.wait_seconds += time.perf_counter() - began
-                if device.trace.on:
-                    device.trace.received(record, began)
-                return record
-        raise _Stopped
-
-    def _send(self, transfer: Transfer, half: HalfBatch, device: DeviceWorker) -> None:
-        tensors = tuple(np.ascontiguousarray(half.values[name]) for name in transfer.values)
-        header = half.header
-        place = (header.epoch, header.step, header.half_batch, transfer.number)
-        if self._held is not None and transfer.target == ENGINE:
-            tensors = tuple(tensor.copy() for tensor in tensors)  # others will be in their place
-            self._held.append((Record(RecordKind.DATA, *place, tensors), transfer, device))
-        else:
-            self._put(Record(RecordKind.DATA, *place, tensors), transfer, device)
-
-    def _put(self, record: Record, transfer: Transfer, device: DeviceWorker) -> None:
-        """Send a record, when there is room."""
-        began = time.perf_counter()
-        sender = self._links.senders[transfer.target]
-        while not self._stopping.is_set():
-            try:
-                sender.send(record, SLICE_SECONDS)
-            except LinkFullError:
-                continue
-            device.counters.records_sent += 1
-            nbytes = sum(tensor.nbytes for tensor in record.tensors)
-            device.counters.bytes_sent += nbytes
-            if device.trace.on:
-                where = (transfer.number, record.step, record.half_batch)
-                device.trace.add(EventKind.SEND, *where, began, nbytes)
-            return
-        raise _Stopped
-
-
-class _Stopped(Exception):  # noqa: N818  # no error: the loop was told to stop
-    """Leaves the loop from any depth."""
