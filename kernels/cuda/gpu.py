@@ -114,9 +114,9 @@ class Gpu:
                 raise CapacityError(self._room(f"out of memory: {error}")) from error
             raise DeviceLostError(f"GPU {self.number} ({self.name}) failed: {error}") from error
 
-    def mark(self) -> Any:
-        """An event: done when all that is on the stream now is done."""
-        event = self.cupy.cuda.Event(disable_timing=True)
+    def mark(self, event: Any = None) -> Any:
+        """An event, or this one again: done when all that is on the stream now is done."""
+        event = event or self.cupy.cuda.Event(disable_timing=True)
         event.record(self.stream)
         return event
 

@@ -45,6 +45,7 @@ class CudaRunner(Runner):
         self._graphs: dict[object, Any] = {}
         self._version: tuple[int, int] | None = None
         self._staging: dict[tuple[str, bool], Any] = {}
+        self._events: dict[bool, Any] = {}
         self._second = False
         """Of two steps that may be under way."""
 
@@ -184,7 +185,7 @@ class CudaRunner(Runner):
             size = 8 * counts.logits * (1 + most)
             samples = self._fetch("samples", sampling.results(self._shared.arena, size), size)
             samples = samples.view(np.int32)
-        done = self._gpu.mark()
+        done = self._events[self._second] = self._gpu.mark(self._events.get(self._second))
         draws = samples is not None and not self._reader
 
         def results() -> dict[str, Array]:

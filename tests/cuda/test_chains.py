@@ -87,7 +87,7 @@ class FakeGpu:
         self.memory = Memory()
         self.stream = SimpleNamespace(begin_capture=lambda: None, end_capture=self._graph)
 
-    def mark(self) -> object:
+    def mark(self, event: object = None) -> object:
         return SimpleNamespace(synchronize=self._wait, done=False)
 
     def _graph(self) -> object:
