@@ -96,13 +96,9 @@ def _write_dot(module: ir.Module, kind: Format, rows: int) -> None:
     starts = _rows(Address(builder, x), stride, rows)
     sum_starts = _rows(Address(builder, sums), sums_stride, rows)
 
-    column_bytes = kind.tile_bytes(PANEL) // PANEL
-
     def add_groups(groups: Sequence[Group]) -> None:
         first, count = groups[0].column, groups[0].count
-        ahead = Address(builder, tile) + builder.mul(first, WORD(column_bytes))
-        for line in range(0, len(groups) * count * column_bytes, _LINE):
-            (ahead + _AHEAD + line).prefetch()
+        _ask_ahead(kind, Address(builder, tile), first, len(groups) * count)
         at = builder.mul(first, WORD(4))
         for group, runs in zip(
             groups, _products(groups, [start + at for start in starts]), strict=True
@@ -126,13 +122,10 @@ def _write_pair_dot(module: ir.Module, kind: Format, rows: int) -> None:
     tile, columns, x, stride, _, _, out, out_stride = arguments
     results = [Sum.zero(builder) for _ in range(rows)]
     starts = _rows(Address(builder, x), stride, rows)
-    column_bytes = kind.tile_bytes(PANEL) // PANEL
 
     def add_groups(groups: Sequence[Group]) -> None:
         first = groups[0].column
-        ahead = Address(builder, tile) + builder.mul(first, WORD(column_bytes))
-        for line in range(0, RECORD_COLUMNS * column_bytes, _LINE):
-            (ahead + _AHEAD + line).prefetch()
+        _ask_ahead(kind, Address(builder, tile), first, RECORD_COLUMNS)
         at = builder.mul(first, WORD(RECORD_BYTES // RECORD_COLUMNS))
         records = [start + at for start in starts]
         added: list[Lanes | None] = [None] * rows
@@ -155,6 +148,14 @@ def _write_pair_dot(module: ir.Module, kind: Format, rows: int) -> None:
     for result, target in zip(results, _rows(Address(builder, out), out_stride, rows), strict=True):
         target.store(result.lanes)
     builder.ret_void()
+
+
+def _ask_ahead(kind: Format, tile: Address, first: Any, columns: int) -> None:
+    """Have the bytes fetched that lie so far behind these columns; together they leave no gap."""
+    builder, panel = tile.builder, kind.tile_bytes(PANEL)
+    ahead = tile + builder.udiv(builder.mul(first, WORD(panel)), WORD(PANEL)) + _AHEAD
+    for line in range(0, -(-columns * panel // PANEL), _LINE):
+        (ahead + line).prefetch()
 
 
 def _pair_sums(group: Group, place: int, whole: bool, records: Sequence[Address]) -> list[Lanes]:
