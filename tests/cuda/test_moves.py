@@ -9,7 +9,7 @@ from raygraft import LLM, SamplingParams
 
 pytestmark = pytest.mark.gpu
 
-PARAMS = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+PARAMS = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
 PROMPT = list(range(3, 60))
 
 
@@ -21,7 +21,7 @@ def test_a_region_moves_with_what_is_in_its_cache(tmp_path: Path, apart: bool) -
         {"name": name, "backend": "cuda", "gpu": 0, "actor": name if apart else "both"}
         for name in "ab"
     ]
-    settings = {"place": {"*": "a"}, "runtime": "in-process", "ctx_size": 512}
+    settings = {"place": {"*": "a"}, "runtime": "in-process", "ctx_size": 256}
     with LLM(path, devices=devices, **settings) as llm:
         (expected,) = llm.generate([PROMPT], PARAMS)
     with LLM(path, devices=devices, **settings) as llm:
