@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from raygraft import LLM, SamplingParams
+from raygraft.actors import rounds
 from raygraft.graph.errors import RaygraftError
 from raygraft.kernels import find_backend
 
@@ -67,3 +68,18 @@ def test_a_step_that_fails(tiny_model, stream, number):
         found = llm.generate(PROMPTS, GREEDY)
     assert stream.started > stream.fails_at
     assert [own.token_ids for own in found] == [own.token_ids for own in expected]
+
+
+@pytest.mark.parametrize("steps", [4, 6, 9])
+def test_a_burst_that_fails(tiny_model, stream, monkeypatch, steps):
+    """What it had for the engine is lost with it, and computed again."""
+    monkeypatch.setattr("raygraft.actors.in_process.os.cpu_count", lambda: 1)
+    monkeypatch.setattr(rounds, "BURST_SECONDS", 60.0)
+    with LLM(tiny_model, **on("reference")) as llm:
+        expected = llm.generate(PROMPTS, GREEDY)
+    stream.fails_at = stream.started + steps
+    with LLM(tiny_model, **on(f"{FILE}:Streaming")) as llm:
+        found = llm.generate(PROMPTS, GREEDY)
+        assert llm.engine_thread.recovery.count == 1
+    assert [own.token_ids for own in found] == [own.token_ids for own in expected]
+    assert stream.most_under_way == 1
