@@ -74,6 +74,18 @@ def fetch_add(typing_context: Any, address: Any, amount: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def high_product(typing_context: Any, a: Any, b: Any) -> Any:
+    """The upper 64 bits of the product of two words, as if they had no sign."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        wide = ir.IntType(128)
+        product = builder.mul(*(builder.zext(argument, wide) for argument in arguments))
+        return builder.trunc(builder.lshr(product, wide(64)), _WORD)
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def call(typing_context: Any, function: Any, arguments: Any) -> Any:
     """Call machine code at an address with a tuple of int64; it returns nothing."""
     count = len(arguments)

@@ -85,8 +85,8 @@ class Assembler:
     ) -> None:
         """`spare` holds buffers by width that all subgraphs of a device share: one runs at a time.
 
-        Values in `kept` are whole when the program has ended, and until another one runs. Rows of
-        the value that is `sampled` are, where a step is greedy.
+        Values in `kept` are whole when the program has ended, and until another one runs. Tokens
+        are drawn from the rows of the value that is `sampled`.
         """
         self.work = fuse(operators, kept)
         self._kept = frozenset(kept)
@@ -105,7 +105,8 @@ class Assembler:
         if self._sampled is not None:
             own = (self._values[self._sampled].width,)
             instructions.append(Instruction(at.LOOK_THROUGH, self._sampled, own=own))
-            instructions.append(Instruction(at.JOIN, places={at.MEET: 1}))
+            join = Instruction(at.JOIN, self._sampled, own=own, places={at.MEET: 1})
+            instructions.append(join)
         if few:
             self._give_threads_their_own(instructions)
         program = np.zeros((len(instructions), at.FIELDS), np.int64)
@@ -156,6 +157,8 @@ class Assembler:
     ) -> dict[str, Floats]:
         """A buffer per value; one that nobody reads any more serves the next value of its width."""
         last = {name: n for n, work in enumerate(self.work) for name in work.inputs}
+        if self._sampled is not None:
+            last[self._sampled] = len(self.work)
         buffers: dict[str, Floats] = {}
         free = {width: list(some) for width, some in spare.items()}
 

@@ -16,12 +16,13 @@ from raygraft.graph.rotary import RotaryEmbedding
 from raygraft.graph.tensors import KeyedSource, WeightForm, WeightSlice, WeightSource
 from raygraft.kernels.base import Backend, BackendOptions, Description, Runner
 from raygraft.kernels.cpu.assembly import Floats, Weight
+from raygraft.kernels.cpu.described_steps import DescribedSteps
 from raygraft.kernels.cpu.formats import FORMATS
 from raygraft.kernels.cpu.lanes import has_feature
 from raygraft.kernels.cpu.packed_cache import cached
 from raygraft.kernels.cpu.packing import PackedWeight, pack, packed_bytes
 from raygraft.kernels.cpu.products import format_functions
-from raygraft.kernels.cpu.runner import CpuRunner, DescribedSteps, angles
+from raygraft.kernels.cpu.runner import CpuRunner, angles
 from raygraft.kernels.cpu.team import Team
 from raygraft.kernels.host import describe_host, processor_name
 from raygraft.kernels.reference.backend import OPERATORS, READABLE

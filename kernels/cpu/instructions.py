@@ -38,7 +38,7 @@ ROUNDED = -1
 COLUMNS, WIDTH, TILES = (OWN + 8 * place for place in range(3))
 
 # Where the numbers and addresses that describe a step lie. It may be followed by others, `STEPS` in
-# all. Without an address of what is picked, rows are not sampled here.
+# all.
 (
     STEP_ROWS,
     POSITIONS,
@@ -52,10 +52,38 @@ COLUMNS, WIDTH, TILES = (OWN + 8 * place for place in range(3))
     RUN_COUNT,
     FEW,
     STEPS,
+    SAMPLING,
+    PARTS,
     PICKED,
     CHOSEN,
-    PARTS,
-) = (8 * place for place in range(15))
+    BEST_IDS,
+    BEST,
+    BEST_COUNT,
+) = (8 * place for place in range(19))
+STEP_WORDS = 19
+
+# How a row of logits is sampled, at SAMPLING: numbers, and addresses of lists with their lengths.
+# The first six are doubles.
+(
+    TEMPERATURE,
+    TOP_P,
+    MIN_P,
+    REPEAT_PENALTY,
+    PRESENCE_PENALTY,
+    FREQUENCY_PENALTY,
+    TOP_K,
+    LOGPROBS,
+    SEED,
+    STREAM,
+    POSITION,
+    BIASED,
+    BIAS_IDS,
+    BIAS_VALUES,
+    SEEN,
+    SEEN_IDS,
+    SEEN_COUNTS,
+) = (8 * place for place in range(17))
+SAMPLING_FIELDS = 17
 
 FEW_ROWS = 16
 """Rows up to which the program for few rows runs: threads write whole operands of their own."""

@@ -9,19 +9,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import types
-from numpy.typing import NDArray
 
 from raygraft.kernels.compiled import compiled
 from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
 from raygraft.kernels.cpu.matmul import silu_times
 from raygraft.kernels.cpu.vector import (
     add,
-    exponential,
     fused,
     get,
-    larger,
-    largest,
     load,
     multiply,
     put,
@@ -31,8 +26,6 @@ from raygraft.kernels.cpu.vector import (
     total,
 )
 from raygraft.kernels.raw import call, get_integer
-
-_SUMMED = 256
 
 
 @compiled(nogil=True)
@@ -168,37 +161,3 @@ def look_up(
         call(widen, (weight + tile_bytes * (token // LANES), width, scratch))
         for k in range(width):
             put(out + 4 * (width * row + k), get(scratch + FLOAT_BYTES * k + 4 * (token % LANES)))
-
-
-@compiled(nogil=True)
-def _log_total(x: int, size: int) -> float:
-    whole = size // LANES * LANES
-    best = splat(np.float32(-np.inf))
-    for k in range(0, whole, LANES):
-        best = larger(load(x + 4 * k), best)
-    highest = largest(best)
-    for k in range(whole, size):
-        highest = max(highest, get(x + 4 * k))
-    shift = splat(-highest)
-    powers = 0.0
-    for first in range(0, whole, _SUMMED):
-        some = splat(np.float32(0))
-        for k in range(first, min(first + _SUMMED, whole), LANES):
-            some = add(some, exponential(add(load(x + 4 * k), shift)))
-        powers += total(some)
-    for k in range(whole, size):
-        powers += math.exp(get(x + 4 * k) - highest)
-    return float(highest) + math.log(powers)
-
-
-def prepare_log_total() -> None:
-    """Compile `log_total`, or load it from the cache."""
-    _log_total.compile(types.float64(types.int64, types.int64))  # type: ignore[attr-defined]
-
-
-def log_total(logits: NDArray[np.float32]) -> float:
-    """What is subtracted from logits to make them log probabilities.
-
-    Runs of 256 are summed in float32, and their sums in float64.
-    """
-    return float(_log_total(logits.ctypes.data, len(logits)))

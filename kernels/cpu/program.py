@@ -60,8 +60,8 @@ def run_share(job: int, scratch: int, barrier: int, thread: int, threads: int) -
                 own = counters + 8 * threads * number
                 if word(i + at.KIND) < at.LOOK_THROUGH:
                     _instruction(i, step, rows, own, scratch, thread, threads)
-                elif word(step + at.PICKED) != 0:
-                    pick(i, step, rows, thread, threads)
+                else:
+                    pick(i, step, rows, scratch, thread, threads)
         met = meet(barrier, threads, met)
         if left > 1:
             if thread == 0:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,100 +13,17 @@ from raygraft.graph.graph import Subgraph
 from raygraft.graph.rotary import RotaryEmbedding
 from raygraft.graph.step import Step
 from raygraft.kernels.base import Array, NativeRun, Runner, Values
-from raygraft.kernels.cpu import attention, matmul
+from raygraft.kernels.cpu import attention, drawing, matmul
 from raygraft.kernels.cpu.assembly import Assembler, Cache, Floats, Weight
 from raygraft.kernels.cpu.cache import CacheLayout
-from raygraft.kernels.cpu.instructions import FEW_ROWS
+from raygraft.kernels.cpu.described_steps import DescribedSteps
 from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
-from raygraft.kernels.cpu.layers import log_total, prepare_log_total
 from raygraft.kernels.cpu.packing import PackedWeight
-from raygraft.kernels.cpu.picking import PART_BYTES, is_greedy
 from raygraft.kernels.cpu.team import Team, job_function
-from raygraft.kernels.reference.sampling import sample
-
-_REMEMBERED = 8
-_LONGEST_RUN = 16
-"""Rows of a sequence that one thread attends with at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """A step as programs see it, or several that follow each other."""
-
-    step: Step
-    words: NDArray[np.int64]
-    arrays: Sequence[Array]
-    """What the words point to."""
-    picked: NDArray[np.int32] | None
-    """`[steps, rows]`: the token of each row of logits, where all of them are greedy."""
-    chosen: NDArray[np.float32]
-    """Their log probabilities."""
-
-    def sampled(self, number: int) -> tuple[Array, ...]:
-        """What `sample` yields in one of the steps."""
-        assert self.picked is not None
-        rows = self.picked.shape[1]
-        none = np.empty((rows, 0), np.int32), np.empty((rows, 0), np.float32)
-        return self.picked[number, :, None], self.chosen[number, :, None], *none
-
-
-class DescribedSteps:
-    """The numbers and addresses that describe steps to programs, made once for all stages."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._latest: deque[Described] = deque(maxlen=_REMEMBERED)
-
-    def describe(self, step: Step, steps: int = 1) -> Described:
-        """The description; what it points to lives until so many more are made.
-
-        With several steps it is of use once: they change it.
-        """
-        for known in self._latest:
-            if known.step is step:
-                return known
-        names = ("positions", "sequence", "block_tables", "logit_rows", "tokens")
-        arrays = [np.ascontiguousarray(getattr(step, name), np.int32) for name in names]
-        if steps > 1:
-            arrays = [array.copy() for array in arrays]
-        runs = _runs(arrays[0], arrays[1])
-        few = len(runs) == step.rows <= FEW_ROWS
-        rows = len(arrays[3])
-        picked = np.empty((steps, rows), np.int32) if is_greedy(step.sampling) else None
-        chosen = np.empty((steps, rows), np.float32)
-        parts = np.empty(self._threads * rows * PART_BYTES, np.uint8)
-        positions, sequence, tables, wanted, tokens = (array.ctypes.data for array in arrays)
-        words = np.array(
-            (
-                step.rows, positions, sequence, tables, arrays[2].shape[1], wanted, rows, tokens,
-                runs.ctypes.data, len(runs), few,
-                steps, 0 if picked is None else picked.ctypes.data, chosen.ctypes.data,
-                parts.ctypes.data,
-            ),
-            np.int64,
-        )  # fmt: skip
-        described = Described(step, words, [*arrays, runs, parts], picked, chosen)
-        self._latest.append(described)
-        return described
-
-
-def _runs(positions: NDArray[np.int32], sequence: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Runs of neighbouring rows of one sequence: first row and count, `[runs, 2]`."""
-    rows = len(positions)
-    if rows == 1:
-        return np.array([[0, 1]], np.int32)
-    begins = np.ones(rows, bool)
-    begins[1:] = (np.diff(sequence) != 0) | (np.diff(positions) != 1)
-    first = np.flatnonzero(begins)
-    starts = np.concatenate(
-        [np.arange(a, b, _LONGEST_RUN) for a, b in zip(first, [*first[1:], rows], strict=True)]
-    )
-    ends = np.append(starts[1:], rows)
-    return np.stack([starts, ends - starts], axis=1).astype(np.int32)
 
 
 class CpuRunner(Runner):
-    """Runs a subgraph on a team of threads. Sampling, which draws few numbers, stays in NumPy."""
+    """Runs a subgraph on a team of threads."""
 
     def __init__(
         self,
@@ -132,21 +47,19 @@ class CpuRunner(Runner):
         self._cache_type = limits.cache_type
         self._caches: dict[str, Cache] = {}
         self._job: NDArray[np.int64] | None = None
-        self._sampling = [op for op in subgraph.operators if op.kind == "sample"]
         self._compiled = [op for op in subgraph.operators if op.kind != "sample"]
-        sampled = [name for op in self._sampling for name in op.inputs]
+        sampling = [op for op in subgraph.operators if op.kind == "sample"]
+        self._sampling = sampling[0] if sampling else None
+        """The graph has no more than one."""
         made = {name for op in self._compiled for name in op.outputs}
-        self._kept = [n for n in dict.fromkeys((*subgraph.outputs, *sampled)) if n in made]
-        logits = next((op.inputs[0] for op in self._sampling if op.inputs[0] in made), None)
-        self._picks = logits is not None
-        """Whether the program samples greedy rows by itself."""
+        self._kept = [name for name in subgraph.outputs if name in made]
+        logits = self._sampling.inputs[0] if self._sampling is not None else None
+        steps.sampled |= logits is not None
         self._assembler = Assembler(
             self._compiled, self._kept, subgraph.inputs, self._values, weights, tables, limits,
             team.threads, spare, logits,
         )  # fmt: skip
         team.reserve(self._scratch_bytes(limits.max_rows))
-        if self._sampling:
-            prepare_log_total()
 
     def allocate_state(self, blocks: int, block_size: int) -> None:
         """One paged cache for each attention operator. Pages hold whole tiles of 16 tokens."""
@@ -208,12 +121,8 @@ class CpuRunner(Runner):
         found: dict[str, Array] = {**inputs}
         for name in self._kept:
             found[name] = buffers[name][: self._rows(name, step)]
-        for op in self._sampling:
-            if self._picks and described.picked is not None:
-                sampled = described.sampled(0)
-            else:
-                sampled = sample(found[op.inputs[0]], step.sampling, log_total)
-            found.update(zip(op.outputs, sampled, strict=True))
+        if self._sampling is not None:
+            found.update(zip(self._sampling.outputs, described.sampled(0), strict=True))
         # Other subgraphs use the same buffers.
         return {
             name: found[name].copy() if name in buffers else found[name]
@@ -222,20 +131,20 @@ class CpuRunner(Runner):
 
     def run_several(self, step: Step, steps: int) -> list[dict[str, Array]] | None:
         """See `Runner.run_several`: the threads meet between two steps, and that is all."""
-        (op,) = self._sampling if self._picks else (None,)
+        op = self._sampling
         if op is None or self._subgraph.inputs or {*self._subgraph.outputs} - {*op.outputs}:
             return None
-        if step.rows != len(step.logit_rows) or not is_greedy(step.sampling):
+        if step.rows != len(step.logit_rows) or len(step.sampling.history):
             return None
         described = self._steps.describe(step, steps)
         self._team.run(self._assembled(), described.words)
         return [dict(zip(op.outputs, described.sampled(n), strict=True)) for n in range(steps)]
 
     def native(self) -> NativeRun | None:
-        """How to run it without Python; None for a subgraph that samples, which NumPy does."""
+        """How to run it without Python; None for one that samples: no float leaves it."""
         buffers = self._assembler.buffers
         names = (*self._subgraph.inputs, *self._subgraph.outputs)
-        if self._sampling or not all(name in buffers for name in names):
+        if self._sampling is not None or not all(name in buffers for name in names):
             return None
         inputs, outputs = (
             {name: int(buffers[name].ctypes.data) for name in some}
@@ -269,6 +178,9 @@ class CpuRunner(Runner):
                 state, heads = op.state, int(dict(op.attributes)["heads"])
                 sizes = state.kv_heads, state.key_size, state.value_size
                 most = max(most, attention.scratch_bytes(heads, *sizes))
+        if self._sampling is not None:
+            width = self._values[self._sampling.inputs[0]].width
+            most = max(most, drawing.scratch_bytes(width))
         return most + FLOAT_BYTES
 
 

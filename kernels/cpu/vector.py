@@ -100,12 +100,19 @@ def _larger(builder: Any, a: Any, b: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", a, b), a, b)
 
 
+def _where_at_least(builder: Any, x: Any, limit: Any, value: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">=", x, limit), value, constant(0.0))
+
+
 add = _lane_wise("add", 2, lambda builder, a, b: builder.fadd(a, b), "a + b.")
 multiply = _lane_wise("multiply", 2, lambda builder, a, b: builder.fmul(a, b), "a * b.")
 divide = _lane_wise("divide", 2, lambda builder, a, b: builder.fdiv(a, b), "a / b.")
 fused = _lane_wise("fused", 3, _fused, "a * b + c, rounded once.")
 larger = _lane_wise("larger", 2, _larger, "The larger of each two.")
 exponential = _lane_wise("exponential", 1, _exponential, "e to the power of each lane.")
+where_at_least = _lane_wise(
+    "where_at_least", 3, _where_at_least, "Values where x reaches a limit, else 0."
+)
 swap_pairs = _lane_wise("swap_pairs", 1, _swap, "Each lane for its neighbour.")
 
 
@@ -198,6 +205,16 @@ def largest(typing_context: Any, a: Any) -> Any:
         return _reduced(builder, arguments[0], _larger)
 
     return types.float32(vector), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bits_of(typing_context: Any, value: Any) -> Any:
+    """The bits of a float, as a signed integer."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.sext(builder.bitcast(arguments[0], _I32), ir.IntType(64))
+
+    return types.int64(types.float32), generate
 
 
 get = reader(_F32, types.float32, "One float at an address.")

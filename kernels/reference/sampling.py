@@ -1,14 +1,14 @@
 """Sampling: from logits to token ids and log probabilities.
 
-The filters stand in llama.cpp's order: bias and penalties, top-k, top-p, min-p, temperature. A
-draw is the inverse of the cumulative distribution over the kept tokens, best first, equal ones by
-id, at a Philox number (https://www.thesalmons.org/john/random123/papers/random123sc11.pdf) keyed
-by (seed, stream) with the position as its counter.
+The filters stand in llama.cpp's order: bias and penalties, top-k, top-p, min-p, temperature. Of
+equal logits the lower id is the better one. A draw is the inverse of the cumulative distribution
+over the kept tokens, in the order of their ids, at a Philox number
+(https://www.thesalmons.org/john/random123/papers/random123sc11.pdf) keyed by (seed, stream) with
+the position as its counter. In that order logits that are off by a little move the borders between
+tokens by a little; best first, two of them might change places.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,7 @@ def log_total(logits: Logits) -> float:
 
 
 def sample(
-    logits: NDArray[np.float32],
-    sampling: Sampling,
-    log_total: Callable[[Logits], float] = log_total,
+    logits: NDArray[np.float32], sampling: Sampling
 ) -> tuple[Ints, NDArray[np.float32], Ints, NDArray[np.float32]]:
     """Token ids `[rows, 1]`, their log probabilities, and the best ones with theirs `[rows, n]`.
 
@@ -45,10 +43,13 @@ def sample(
         raw = logits[row]
         total = log_total(raw)
         token = _draw(_adjusted(raw, sampling, row), sampling, row)
-        ids[row], chosen[row] = token, raw[token] - total
+        ids[row], chosen[row] = token, float(raw[token]) - total
         if count := int(sampling.logprobs[row]):
             top = _best(raw, count)
-            best_ids[row, : len(top)], best[row, : len(top)] = top, raw[top] - total
+            best_ids[row, : len(top)], best[row, : len(top)] = (
+                top,
+                raw[top].astype(np.float64) - total,
+            )
     return ids, chosen, best_ids, best
 
 
@@ -99,18 +100,24 @@ def _draw(logits: Logits, sampling: Sampling, row: int) -> int:
     temperature = float(sampling.temperature[row])
     if temperature <= 0:
         return int(np.argmax(logits))
-    top_k = int(sampling.top_k[row])
-    kept = _best(logits, top_k if top_k > 0 else len(logits))
+    kept = np.sort(_kept(logits, sampling, row))
+    cumulative = np.cumsum(_softmax(logits[kept] / np.float32(temperature)))
+    target = _uniform(sampling, row) * cumulative[-1]
+    return int(kept[min(int(np.searchsorted(cumulative, target, side="right")), len(kept) - 1)])
+
+
+def _kept(logits: Logits, sampling: Sampling, row: int) -> NDArray[np.intp]:
+    """Ids that the filters leave."""
+    top_k, top_p = int(sampling.top_k[row]), float(sampling.top_p[row])
+    kept = np.arange(len(logits))
+    if top_k > 0 or top_p < 1:
+        kept = _best(logits, top_k if top_k > 0 else len(logits))
     probabilities = _softmax(logits[kept])
-    top_p = float(sampling.top_p[row])
     if top_p < 1:
         keep = int(np.searchsorted(np.cumsum(probabilities), top_p)) + 1
         kept, probabilities = kept[:keep], probabilities[:keep]
-    keep = max(1, int(np.sum(probabilities >= sampling.min_p[row] * probabilities[0])))
-    kept = kept[:keep]
-    cumulative = np.cumsum(_softmax(logits[kept] / np.float32(temperature)))
-    target = _uniform(sampling, row) * cumulative[-1]
-    return int(kept[min(int(np.searchsorted(cumulative, target, side="right")), keep - 1)])
+    likely = probabilities >= sampling.min_p[row] * np.max(probabilities)
+    return np.asarray(kept[likely])
 
 
 def _uniform(sampling: Sampling, row: int) -> float:
