@@ -23,7 +23,7 @@ from raygraft.actors.links import (
     allocate_ring,
 )
 from raygraft.actors.links.object import await_reply
-from raygraft.placement.costs import DIRECT
+from raygraft.placement.costs import DIRECT, PINNED
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Opening:
     """What the receiver has to know to open a link."""
 
     link: str
-    """ "ring", "cuda_ipc", "tcp" or "object"."""
+    """ "ring", "cuda_ipc", "cuda_host", "tcp" or "object"."""
     slots: int
     record_bytes: int
     """The largest record."""
@@ -42,7 +42,7 @@ class Opening:
     @property
     def instead(self) -> Opening:
         """What to open where this cannot be reached."""
-        return replace(self, link="ring" if self.link == DIRECT else "object")
+        return replace(self, link={DIRECT: PINNED, PINNED: "ring"}.get(self.link, "object"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from raygraft.graph.tensors import WeightSource
 from raygraft.kernels.base import Description
 from raygraft.kernels.verification.checks import CheckResult, Outcome
 from raygraft.kernels.verification.trial import Trial
-from raygraft.placement.costs import DIRECT
+from raygraft.placement.costs import BY_DEVICES
 from raygraft.placement.devices import ENGINE, DeviceProfile, DeviceSpec
 from raygraft.placement.plan import Plan
 from raygraft.placement.schedule import (
@@ -221,7 +221,7 @@ class InProcessFleet:
         for source, target in dict.fromkeys((t.source, t.target) for t in records):
             own = [t for t in records if (t.source, t.target) == (source, target)]
             slots = ring_slots(plan, source, target, half_batches)
-            if own[0].link == DIRECT:
+            if own[0].link in BY_DEVICES:
                 most = max(transfer_bytes(t, graph, plan.limits) for t in own)
                 ring, opened = self._hosts[target].open_ring(slots, most)
                 with suppress(LinkError):

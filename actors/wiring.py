@@ -19,7 +19,7 @@ from raygraft.actors.part import control_bytes, transfer_bytes
 from raygraft.actors.records import Record
 from raygraft.graph.errors import LinkError, LinkFullError
 from raygraft.graph.graph import Graph
-from raygraft.placement.costs import DIRECT, link_between
+from raygraft.placement.costs import PINNED, link_between
 from raygraft.placement.devices import ENGINE, Place
 from raygraft.placement.plan import Plan
 from raygraft.placement.schedule import (
@@ -30,6 +30,7 @@ from raygraft.placement.schedule import (
     used_actors,
 )
 
+_THROUGH = {PINNED: "memory of the host", "ring": "the host's memory, and the host itself"}
 Pair = tuple[str, str]
 """Which actor sends, and which receives; one of them may be the engine."""
 Ask = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -102,11 +103,11 @@ class Wiring:
 
     def connect(self, openings: Mapping[Pair, Opening]) -> Wires:
         """Make all links; the engine's own ends of them. Raises LinkError."""
-        unreached = self._join(openings)
-        for pair, reason in unreached.items():
-            through = "the host's memory" if openings[pair].link == DIRECT else "Ray"
-            self._progress(f"{reason}; its records go through {through}, which takes longer")
-        self._join({pair: openings[pair].instead for pair in unreached})
+        while unreached := self._join(openings):
+            openings = {pair: openings[pair].instead for pair in unreached}
+            for pair, reason in unreached.items():
+                through = _THROUGH.get(openings[pair].link, "Ray")
+                self._progress(f"{reason}; its records go through {through}, which takes longer")
         control = {name: EngineEnd(end, self._blame) for name, end in self._control.items()}
         return Wires(control, EngineEnd(self._results, self._blame))
 

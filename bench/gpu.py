@@ -6,10 +6,11 @@
 The models have the shape of an 8B Llama and random weights; their files are made here and removed
 again. Both sides take turns within one run; each figure is the median of its turns.
 
-Ours is the engine, with devices in this process and greedy sampling: headers, steps and tokens all
+Ours is the engine, with devices in this process: headers, steps and tokens all
 count. Of llama.cpp, which only computes, they do not.
 
 - decode: one token of each of 1 or 16 sequences after a context of 512 tokens: what 64 more take.
+- drawn: the same, with tokens drawn at temperature 0.8 and top-p 0.95, less likely ones too.
 - prompt: 512 or 4096 tokens from nothing to the first token, in steps of at most --rows.
 - cut, one actor: attention on one device and feed-forward on another, which share the GPU and an
   actor: 64 stages hand pointers on, and a token is one CUDA graph.
@@ -107,13 +108,13 @@ def load(path: Path, name: str, arguments: argparse.Namespace) -> LLM:
     )  # fmt: skip
 
 
-def decode_tps(llm: LLM, batch: int, tokens: int = 64) -> float:
+def decode_tps(llm: LLM, batch: int, tokens: int = 64, **drawn: float) -> float:
     """Of answers that share no token with earlier ones; their prompts have been read before."""
     vocabulary = llm.graph.dimensions.vocabulary
     prompts = np.random.default_rng().integers(vocabulary, size=(batch, CONTEXT)).tolist()
 
     def taken(most: int) -> float:
-        params = SamplingParams(temperature=0, max_tokens=most, ignore_eos=True)
+        params = SamplingParams(**{"temperature": 0, **drawn}, max_tokens=most, ignore_eos=True)
         began = time.perf_counter()
         llm.generate(prompts, params)
         return time.perf_counter() - began
@@ -250,6 +251,8 @@ def measure(name: str, path: Path, arguments: argparse.Namespace) -> dict[str, A
     tests: dict[str, Callable[[LLM], float]] = {
         "decode 1": lambda llm: decode_tps(llm, 1),
         "decode 16": lambda llm: decode_tps(llm, 16),
+        "drawn 1": lambda llm: decode_tps(llm, 1, temperature=0.8, top_p=0.95),
+        "drawn 16": lambda llm: decode_tps(llm, 16, temperature=0.8, top_p=0.95),
         "prompt 512": lambda llm: prompt_tps(llm, 512),
         "prompt 4096": lambda llm: prompt_tps(llm, 4096),
     }

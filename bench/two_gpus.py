@@ -10,7 +10,8 @@ placement is loaded once; they take turns, and each figure is the median of its 
 - cut, devices signal: records are written to the other GPU's memory, where its graph waits.
 - cut, one actor: both devices are on the first GPU and share an actor, as they do by default.
 - cut, two actors on one GPU: each has a process, and the GPU gives them turns.
-- cut, host signals: each record goes through the ring in the host's memory.
+- cut, through the host: the same, in memory of the host, as if the GPUs could not reach each other.
+- cut, host signals: each record goes through the ring of two processes.
 - decode: one token of each of 1 or 16 sequences, greedy; prompt: 512 tokens in one step, each
   time others, to the first token.
 
@@ -47,16 +48,21 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "cut, one actor": {"devices": [*ONE, "b:backend=cuda,gpu=0"], "place": CUT},
     "cut, two actors on one GPU": {"devices": APART, "place": CUT},
     "cut, devices signal": {"devices": TWO, "place": CUT},
+    "cut, through the host": {"devices": TWO, "place": CUT},
     "cut, host signals": {"devices": TWO, "place": CUT},
 }
+LINKS = {"cut, through the host": costs.PINNED, "cut, host signals": "ring"}
 LIMITS = {"ctx_size": 1024, "max_sequences": 16, "max_rows": PROMPT, "cache_type": "f16"}
 
 
 def load(path: Path, name: str) -> LLM:
     """An engine for one of the placements."""
-    if name != "cut, host signals":
-        return LLM(path, **PLACEMENTS[name], **LIMITS, progress=say)
-    with patch.object(costs, "link_between", lambda *_: "ring"):
+    between, link = costs.link_between, LINKS.get(name, costs.DIRECT)
+
+    def chosen(*ends: Any) -> str:
+        return between(*ends).replace(costs.DIRECT, link)
+
+    with patch.object(costs, "link_between", chosen):
         return LLM(path, **PLACEMENTS[name], **LIMITS, progress=say)
 
 

@@ -232,9 +232,12 @@ class Backend(ABC):
         kind, shape = form
         return prod(shape[:-1]) * row_bytes(kind, shape[-1])
 
-    def open_ring(self, slots: int, slot_bytes: int) -> tuple[DeviceRing, Any]:
+    def open_ring(
+        self, slots: int, slot_bytes: int, *, through_host: bool = False
+    ) -> tuple[DeviceRing, Any]:
         """A ring in this device's memory: the end that takes, and what another joins it with.
 
+        Or in memory of the host, for devices that cannot reach each other's.
         Only of a backend whose description names a link. What is returned second can be pickled.
         Raises CapacityError, LinkError.
         """

@@ -19,9 +19,14 @@ SHARED = "shared"
 DIRECT = "cuda_ipc"
 """Name of the link from GPU to GPU of one node: the sender writes to the receiver's memory, and
 nobody waits for the host."""
+PINNED = "cuda_host"
+"""The same through memory of the host that both GPUs have mapped, for those that cannot reach each
+other's."""
+BY_DEVICES = (DIRECT, PINNED)
+"""Links whose records devices put and take themselves."""
 # See docs/benchmarks.md; for tcp, as long again for the network as the link itself takes.
-HOP_SECONDS = {SHARED: 5e-6, DIRECT: 5e-6, "ring": 3e-5, "tcp": 1e-4, "object": 2e-3}
-LINK_BANDWIDTH = {SHARED: 1e12, DIRECT: 2e11, "ring": 5e9, "tcp": 1e9, "object": 1e9}
+HOP_SECONDS = {SHARED: 5e-6, DIRECT: 5e-6, PINNED: 1e-5, "ring": 3e-5, "tcp": 1e-4, "object": 2e-3}
+LINK_BANDWIDTH = {SHARED: 1e12, DIRECT: 2e11, PINNED: 2e10, "ring": 5e9, "tcp": 1e9, "object": 1e9}
 
 
 def bandwidth(device: DeviceProfile) -> float:

@@ -64,8 +64,8 @@ class Transfer:
     row_bytes: int
     """Bytes for each row of the step, headers apart."""
     link: str
-    """ "ring" on one node, "cuda_ipc" between its GPUs, "tcp" between nodes, "shared" inside of an
-    actor."""
+    """ "ring" on one node, "cuda_ipc" between its GPUs ("cuda_host" where they cannot reach each
+    other), "tcp" between nodes, "shared" inside of an actor."""
 
 
 @dataclass(frozen=True, slots=True)

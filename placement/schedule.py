@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-from raygraft.placement.costs import DIRECT
+from raygraft.placement.costs import BY_DEVICES
 from raygraft.placement.devices import ENGINE
 from raygraft.placement.plan import Plan, Stage, Transfer
 
@@ -91,7 +91,7 @@ def most_half_batches(plan: Plan) -> int:
     is longer than the busiest actor's share of it, and at most one for each actor. Where GPUs
     write to each other's memory an actor's whole step is one run, which leaves nothing to share.
     """
-    if any(transfer.link == DIRECT for transfer in plan.records):
+    if any(transfer.link in BY_DEVICES for transfer in plan.records):
         return 1
     seconds = dict.fromkeys(plan.actor_of.values(), 0.0)
     for use in plan.devices:

@@ -111,9 +111,11 @@ class CudaBackend(Backend):
             self._gpu.cupy.get_default_memory_pool().free_all_blocks()
         return CudaRunner(self.shared, [CudaUnit(self.shared, subgraph, own, tables, limits)])
 
-    def open_ring(self, slots: int, slot_bytes: int) -> tuple[CudaRing, OpenedRing]:
+    def open_ring(
+        self, slots: int, slot_bytes: int, *, through_host: bool = False
+    ) -> tuple[CudaRing, OpenedRing]:
         """See `Backend.open_ring`."""
-        return open_ring(self.shared, slots, slot_bytes)
+        return open_ring(self.shared, slots, slot_bytes, through_host=through_host)
 
     def join_ring(self, opened: OpenedRing) -> CudaRing:
         """See `Backend.join_ring`."""

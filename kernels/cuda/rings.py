@@ -1,19 +1,23 @@
 """Rings of records in a GPU's memory, which another GPU of the machine writes to.
 
 Between processes the memory is shared by CUDA's interprocess handles
-(https://docs.nvidia.com/cuda/cuda-c-programming-guide/#interprocess-communication). Putting and
-taking are launches in the stream, between those of the stages, so that a whole step with all that
-it waits for is one CUDA graph.
+(https://docs.nvidia.com/cuda/cuda-c-programming-guide/#interprocess-communication). Where GPUs
+cannot reach each other's memory, a ring lies in the host's, which both of them have mapped. Putting
+and taking are launches in the stream, between those of the stages, so that a whole step with all
+that it waits for is one CUDA graph.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import finalize
+
+import numpy as np
 
 from raygraft.graph.errors import LinkError
 from raygraft.graph.graph import Subgraph
@@ -22,7 +26,9 @@ from raygraft.kernels.base import DeviceRing
 from raygraft.kernels.cuda import sources
 from raygraft.kernels.cuda.arguments import Ring, integer, long_integer, pointer
 from raygraft.kernels.cuda.buffers import Counts, capacity
+from raygraft.kernels.cuda.gpu import Gpu
 from raygraft.kernels.cuda.runner import CudaRunner
+from raygraft.kernels.cuda.sampled_rows import Wanted
 from raygraft.kernels.cuda.shared import Shared
 from raygraft.kernels.cuda.unit import Launches
 
@@ -38,6 +44,8 @@ _SPARE_BYTES = 64 << 20
 _THREADS = 1024
 _MOST_BLOCKS = 64
 _PEER_ACCESS = 1  # cudaIpcMemLazyEnablePeerAccess
+_PORTABLE, _MAPPED = 1, 2  # cudaHostRegister...
+_SAME_ADDRESS = 91  # cudaDevAttrCanUseHostPointerForRegisteredMem
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,8 @@ class OpenedRing:
     slots: int
     stride: int
     """Bytes of a slot."""
+    host: str = ""
+    """The file of the memory, where that is the host's."""
 
     @property
     def largest_small(self) -> int:
@@ -61,6 +71,37 @@ class OpenedRing:
     def size(self) -> int:
         """Bytes of all of it."""
         return _HEADER + self.slots * (self.stride + 2 * self.largest_small)
+
+
+class HostMemory:
+    """Memory of the host that a GPU reads and writes where it lies, shared by processes.
+
+    No name of it is left when the processes are gone.
+    """
+
+    def __init__(self, gpu: Gpu, size: int, path: str = "") -> None:
+        """New memory, of zeros, or that which another process has. Raises LinkError."""
+        self._runtime = gpu.cupy.cuda.runtime
+        if not self._runtime.deviceGetAttribute(_SAME_ADDRESS, gpu.number):
+            raise LinkError(f"GPU {gpu.number} cannot map memory of the host")
+        try:
+            self._file = os.open(path, os.O_RDWR) if path else os.memfd_create("raygraft ring")
+            if not path:
+                os.truncate(self._file, size)
+            self._map = mmap.mmap(self._file, size)
+        except OSError as error:
+            raise LinkError(f"no memory of the host to share: {error}") from error
+        self.path = path or f"/proc/{os.getpid()}/fd/{self._file}"
+        self._view = np.frombuffer(self._map, np.uint8)
+        self.address = int(self._view.ctypes.data)
+        self._runtime.hostRegister(self.address, size, _PORTABLE | _MAPPED)
+
+    def close(self) -> None:
+        """Let go of it; others keep theirs."""
+        self._runtime.hostUnregister(self.address)
+        del self._view
+        self._map.close()
+        os.close(self._file)
 
 
 class CudaRing(DeviceRing):
@@ -91,10 +132,13 @@ class CudaRing(DeviceRing):
 
     def close(self) -> None:
         """See `DeviceRing.close`: memory that others may still see is kept for the next ring."""
-        if self._mapped:
+        if isinstance(self._memory, HostMemory):
+            with self.shared.gpu.active():
+                self._memory.close()
+        elif self._mapped:
             with suppress(Exception), self.shared.gpu.active():  # its owner may be gone
                 self.shared.gpu.cupy.cuda.runtime.ipcCloseMemHandle(self._mapped)
-        if self._memory is not None:
+        elif self._memory is not None:
             self.shared.give_back(self._memory)
         self._mapped, self._memory = 0, None
 
@@ -119,7 +163,7 @@ class RingUnit(Launches):
         size = capacity(counts.rows(value)) * value.row_bytes
         return self._ring.shared.arena.room((self._own, name), size, f"the value {name}")
 
-    def enqueue(self, counts: Counts, most: int, given: Mapping[str, int]) -> dict[str, int]:
+    def enqueue(self, counts: Counts, wanted: Wanted, given: Mapping[str, int]) -> dict[str, int]:
         """Launch. Nothing follows before a record has been taken, or there was room for it."""
         places = {name: self.address(name, counts) for name in self.made} | dict(given)
         sizes = {
@@ -147,13 +191,19 @@ def _aligned(size: int) -> int:
     return -(-size // _VALUE_ALIGNMENT) * _VALUE_ALIGNMENT
 
 
-def open_ring(shared: Shared, slots: int, slot_bytes: int) -> tuple[CudaRing, OpenedRing]:
-    """A ring in this GPU's memory. Raises CapacityError, LinkError."""
+def open_ring(
+    shared: Shared, slots: int, slot_bytes: int, *, through_host: bool = False
+) -> tuple[CudaRing, OpenedRing]:
+    """A ring in this GPU's memory, or in the host's. Raises CapacityError, LinkError."""
     stride = -(-slot_bytes // _SLOT_ALIGNMENT) * _SLOT_ALIGNMENT
     slots = max(slots, min(_SPARE_SLOTS, _SPARE_BYTES // stride))
     gpu = shared.gpu
     opened = OpenedRing(os.getpid(), gpu.number, 0, b"", slots, stride)
     with gpu.active():
+        if through_host:
+            in_host = HostMemory(gpu, opened.size)
+            opened = replace(opened, address=in_host.address, host=in_host.path)
+            return CudaRing(shared, "take", opened, in_host.address, in_host), opened
         memory = shared.exported(opened.size)
         runtime = gpu.cupy.cuda.runtime
         runtime.memset(memory.ptr, 0, opened.size)  # no piece of it is a record's
@@ -166,6 +216,9 @@ def join_ring(shared: Shared, opened: OpenedRing) -> CudaRing:
     gpu = shared.gpu
     runtime = gpu.cupy.cuda.runtime
     with gpu.active():
+        if opened.host:
+            in_host = HostMemory(gpu, opened.size, opened.host)
+            return CudaRing(shared, "put", opened, in_host.address, in_host)
         if opened.process == os.getpid():
             address = opened.address
             if opened.gpu != gpu.number:

@@ -11,12 +11,9 @@ from raygraft.graph.step import Step
 from raygraft.kernels.base import Array, Runner, Started, Values
 from raygraft.kernels.cuda import sampling
 from raygraft.kernels.cuda.buffers import FEW, Counts
+from raygraft.kernels.cuda.sampled_rows import Wanted
 from raygraft.kernels.cuda.shared import Shared
 from raygraft.kernels.cuda.unit import Launches
-from raygraft.kernels.reference.sampling import sample
-
-NOT_GREEDY = 0
-"""In place of how many log probabilities are wanted, when rows are not sampled on the GPU."""
 
 
 class CudaRunner(Runner):
@@ -90,37 +87,35 @@ class CudaRunner(Runner):
             for name, unit in self._reader.items():
                 if counts.rows(self._values[name]):
                     self._copy_in(name, inputs[name], unit.address(name, counts))
-            most = NOT_GREEDY
-            if self._samples and counts.logits and sampling.is_greedy(step.sampling):
-                most = sampling.best_wanted(step.sampling)
-            self._replay(counts, most)
-            return self._start_copies(step, counts, most, inputs)
+            wanted = Wanted.of(step.sampling) if self._samples else Wanted()
+            self._replay(counts, wanted)
+            return self._start_copies(step, counts, wanted)
 
-    def enqueue(self, counts: Counts, most: int) -> None:
+    def enqueue(self, counts: Counts, wanted: Wanted) -> None:
         """Launch a step that has been uploaded, whose inputs lie where they are copied to."""
         known = {name: unit.address(name, counts) for name, unit in self._reader.items()}
         for unit in self.units:
             given = {name: known[name] for name in unit.subgraph.inputs}
-            known.update(unit.enqueue(counts, most, given))
+            known.update(unit.enqueue(counts, wanted, given))
 
-    def _replay(self, counts: Counts, most: int) -> None:
+    def _replay(self, counts: Counts, wanted: Wanted) -> None:
         """Launch as a graph where one was captured; capture one when a step comes again."""
         empty = not any(unit.launches for unit in self.units)
         if max(counts.tokens, counts.logits) > FEW or empty:
-            self.enqueue(counts, most)
+            self.enqueue(counts, wanted)
             return
         if self._version != self._shared.version:
             self._graphs.clear()
-        key = (counts, most)
+        key = (counts, wanted)
         graph = self._graphs.get(key)
         if graph is not None:
             graph.launch(self._gpu.stream)
             return
         if key in self._graphs:  # a second time: all is compiled, and all buffers are there
-            graph = self.capture(lambda: self.enqueue(counts, most))
+            graph = self.capture(lambda: self.enqueue(counts, wanted))
             graph.launch(self._gpu.stream)
         else:
-            self.enqueue(counts, most)
+            self.enqueue(counts, wanted)
         if self._version != self._shared.version:
             self._graphs.clear()
             self._version = self._shared.version
@@ -164,13 +159,10 @@ class CudaRunner(Runner):
         )  # fmt: skip
         return staging
 
-    def _start_copies(self, step: Step, counts: Counts, most: int, inputs: Values) -> StartedRun:
+    def _start_copies(self, step: Step, counts: Counts, wanted: Wanted) -> StartedRun:
         """Let results be copied to the host as soon as they are there."""
-        wanted = [*self._fetched]
-        if not most:
-            wanted += [op.inputs[0] for op in self._samples if op.inputs[0] not in inputs]
         found: dict[str, Array] = {}
-        for name in dict.fromkeys(wanted):
+        for name in self._fetched:
             value = self._values[name]
             rows = counts.rows(value)
             shape, dtype = (rows, value.width), np.dtype(value.dtype)
@@ -180,25 +172,20 @@ class CudaRunner(Runner):
             address = self._maker[name].address(name, counts)
             found[name] = self._fetch(name, address, rows * value.row_bytes)
             found[name] = found[name].view(dtype).reshape(shape)
-        samples: Array | None = None
-        if most:
-            size = 8 * counts.logits * (1 + most)
-            samples = self._fetch("samples", sampling.results(self._shared.arena, size), size)
-            samples = samples.view(np.int32)
+        samples = np.empty(0, np.int32)
+        if self._samples and counts.logits:
+            size = wanted.size(counts.logits)
+            place = sampling.results(self._shared.arena, size)
+            samples = self._fetch("samples", place, size).view(np.int32)
         done = self._events[self._second] = self._gpu.mark(self._events.get(self._second))
-        draws = samples is not None and not self._reader
+        draws = len(samples) > 0 and not self._reader
 
         def results() -> dict[str, Array]:
             with self._gpu.active():
                 done.synchronize()
             values = {name: array.copy() for name, array in found.items()}
             for op in self._samples:
-                if samples is not None:
-                    sampled = sampling.read_greedy(samples, step.sampling, most)
-                else:
-                    name = op.inputs[0]
-                    logits = inputs[name] if name in inputs else values[name]
-                    sampled = sample(logits, step.sampling)
+                sampled = sampling.read(samples, step.sampling, wanted)
                 values.update(zip(op.outputs, sampled, strict=True))
             return {name: values[name] for name in self._outputs}
 

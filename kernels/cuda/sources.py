@@ -88,8 +88,13 @@ def rings_source() -> str:
 
 
 def sample_source() -> str:
-    """Greedy sampling and log probabilities."""
+    """The best tokens and their log probabilities."""
     return read("common.cuh") + read("sample.cu")
+
+
+def draw_source() -> str:
+    """Drawing tokens that are not the best ones."""
+    return read("common.cuh") + read("draw.cu")
 
 
 def expand_source(kind: str) -> str:
@@ -160,6 +165,7 @@ def all_sources() -> dict[str, str]:
         ),
         "prompt attention": prompt_attention_source(),
         "sample": sample_source(),
+        "draw": draw_source(),
         "rings": rings_source(),
     }
     found |= {f"expand {kind}": expand_source(kind) for kind in FORMATS}

@@ -19,6 +19,7 @@ from raygraft.kernels.cuda.attention import allocate_cache
 from raygraft.kernels.cuda.buffers import Counts
 from raygraft.kernels.cuda.fusion import compile_program
 from raygraft.kernels.cuda.launches import Launcher
+from raygraft.kernels.cuda.sampled_rows import Wanted
 from raygraft.kernels.cuda.shared import Shared
 from raygraft.kernels.cuda.weights import PackedMatrix, Weight
 
@@ -60,11 +61,11 @@ class Launches(ABC):
         """Of an input's or output's own memory in a step of so many rows."""
 
     @abstractmethod
-    def enqueue(self, counts: Counts, most: int, given: Mapping[str, int]) -> dict[str, int]:
+    def enqueue(self, counts: Counts, wanted: Wanted, given: Mapping[str, int]) -> dict[str, int]:
         """Launch a step that has been uploaded; addresses of what is made.
 
         `given` are addresses of inputs. What is made lies in memory that the next step overwrites.
-        With `most`, rows of logits are sampled: so many of the best are looked for.
+        What is `wanted` of rows of logits is sampled.
         """
 
 
@@ -84,6 +85,7 @@ class CudaUnit(Launches):
         self._shared = shared
         self._gpu = shared.gpu
         self._cache_type = limits.cache_type
+        shared.step.sampled |= bool(self.samples)
         sampled = {name for op in self.samples for name in op.outputs}
         logits = {op.inputs[0]: None for op in self.samples}
         own = tuple(op for op in subgraph.operators if op.kind != "sample")
@@ -145,15 +147,13 @@ class CudaUnit(Launches):
         self.launcher.buffers.start(counts, {})
         return self.launcher.buffers.floats(name)
 
-    def enqueue(self, counts: Counts, most: int, given: Mapping[str, int]) -> dict[str, int]:
+    def enqueue(self, counts: Counts, wanted: Wanted, given: Mapping[str, int]) -> dict[str, int]:
         """See `Launches.enqueue`."""
         self.launcher.launch(counts, given)
-        for op in self.samples if most else ():
+        for op in self.samples if counts.logits else ():
             logits = given.get(op.inputs[0]) or self.launcher.buffers.floats(op.inputs[0])
             vocabulary = self.subgraph.values[op.inputs[0]].width
-            sampling.launch_greedy(
-                self._gpu, self._shared.arena, logits, vocabulary, counts.logits, most
-            )
+            sampling.launch(self._shared, logits, vocabulary, counts.logits, wanted)
         return {name: self.launcher.buffers.floats(name) for name in self.made}
 
 

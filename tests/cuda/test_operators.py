@@ -1,7 +1,10 @@
 """Each kernel against float64, on odd sizes, with everything that it must write poisoned before."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from sampled_rows import sampling_of
 from single_operators import Given, block_of, error, greedy, quantised, step_of, subgraph_of
 
 from raygraft.graph.capability import Limits
@@ -352,6 +355,48 @@ def test_greedy_samples(backend, vocabulary, wanted):
         step = Step(*[getattr(step, n) for n in ("tokens", "positions", "sequence", "block_tables",
                                                  "logit_rows")], greedy(rows, wanted))  # fmt: skip
         step.sampling.logprobs[-1] = min(wanted, 3)
+        right = sample(logits, step.sampling)
+        for found in runs(backend, runner, step, {"x": logits}):
+            for name, expected in zip(names, right, strict=True):
+                if expected.dtype == np.int32:
+                    assert np.array_equal(found[name], expected), (name, rows)
+                else:
+                    np.testing.assert_allclose(found[name], expected, atol=1e-5)
+
+
+PARAMETERS = {
+    "temperature": [0.0, 0.2, 0.8, 1.0, 1.5, 50.0],
+    "top_p": [0.0, 0.1, 0.55, 0.95, 0.999, 1.0, 1.0],
+    "min_p": [0.0, 0.0, 0.05, 0.3, 1.0],
+    "top_k": [0, 0, 1, 5, 40, 200],
+    "logprobs": [0, 1, 20],
+    "stream": [0, 1],
+}
+
+
+@pytest.mark.parametrize("vocabulary", [1, 11, 320, 1000, 49152, 128256])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 4.0])
+def test_draws(backend, vocabulary, spread):
+    """Rows of all kinds in one step, more than there are blocks; then others in the same graph."""
+    random = np.random.default_rng(vocabulary)
+    names = ("id", "logprob", "top", "top_logprobs")
+    subgraph = subgraph_of([Operator("s", "sample", ("x",), names)], {"x": vocabulary}, ("x",))
+    for name, kind in zip(names, ("int32", "float32") * 2, strict=True):
+        subgraph.values[name] = Value(name, 20, kind, "logits")
+    runner = backend.load(subgraph, Given(), Limits(40, 64))
+    for count in (1, 5, 5, 5, 40):
+        logits = random.normal(0, spread, (count, vocabulary)).astype(np.float32)
+        rows = [{n: random.choice(own).item() for n, own in PARAMETERS.items()} for _ in logits]
+        for number, row in enumerate(rows):
+            row |= {"seed": int(random.integers(-(2**63), 2**63)), "position": number}
+            if number % 3 == 1:
+                row["history"] = random.integers(0, vocabulary, 80).tolist()
+                row |= {"repeat_penalty": 1.3, "presence_penalty": 0.2, "frequency_penalty": 0.1}
+            if number % 4 == 1:
+                ids = random.integers(0, vocabulary, 3).tolist()
+                row["bias"] = {token: float(random.normal(0, 5)) for token in ids}
+        step = rows_step(count)
+        step = replace(step, sampling=sampling_of(rows))
         right = sample(logits, step.sampling)
         for found in runs(backend, runner, step, {"x": logits}):
             for name, expected in zip(names, right, strict=True):

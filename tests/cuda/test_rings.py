@@ -17,7 +17,8 @@ from raygraft.graph.step import Step
 from raygraft.kernels import create_backend
 from raygraft.kernels.base import BackendOptions
 from raygraft.kernels.cuda.rings import join_ring
-from raygraft.placement.costs import DIRECT
+from raygraft.placement import costs
+from raygraft.placement.costs import BY_DEVICES, DIRECT
 
 pytestmark = pytest.mark.gpu
 
@@ -36,14 +37,16 @@ def step(rows, logits):
     return Step(numbers, numbers, numbers * 0, table, numbers[:logits], wanted)
 
 
-@pytest.fixture
-def ends():
+@pytest.fixture(params=[False, True], ids=["in its memory", "in the host's"])
+def ends(request):
     """Runners that put and take, on streams of one GPU; one thread uses both, or all is ready:
     what CUDA does when something is new may wait for all kernels of a process."""
     here, there = (create_backend("cuda", BackendOptions()) for _ in range(2))
-    taking, opened = here.open_ring(1, 300 * 4300 * 4)
-    put = join_ring(there.shared, opened).runner(VALUES)
-    return put, taking.runner(VALUES), opened.slots
+    taking, opened = here.open_ring(1, 300 * 4300 * 4, through_host=request.param)
+    putting = join_ring(there.shared, opened)
+    yield putting.runner(VALUES), taking.runner(VALUES), opened.slots
+    putting.close()
+    taking.close()
 
 
 def test_records_arrive_in_order(ends):
@@ -124,13 +127,16 @@ def answers(llm):
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("link", BY_DEVICES)
 @pytest.mark.parametrize("max_rows", [8, 256])
-def test_a_cut_on_two_gpus(model, ray_cluster, max_rows):
+def test_a_cut_on_two_gpus(model, ray_cluster, monkeypatch, max_rows, link):
     devices = two_gpus()
     with LLM(model, devices=devices[:1], max_rows=max_rows) as llm:
         expected = answers(llm)
+    between = costs.link_between
+    monkeypatch.setattr(costs, "link_between", lambda *ends: between(*ends).replace(DIRECT, link))
     with LLM(model, devices=devices, place=PLACE, max_rows=max_rows) as llm:
-        assert {t.link for t in llm.plan.transfers} == {DIRECT, "ring"}
+        assert {t.link for t in llm.plan.transfers} == {link, "ring"}
         assert answers(llm) == expected
         counters = llm._fleet.counters()
         assert counters["b"].records_sent == counters["b"].steps * sum(

@@ -58,7 +58,7 @@ def row_strategy(width: int) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {
             "temperature": st.sampled_from([0.0, 0.2, 0.8, 1.0, 1.5, 50.0]),
-            "top_p": st.sampled_from([0.0, 0.1, 0.5, 0.95, 0.999, 1.0, 1.0]),
+            "top_p": st.sampled_from([0.0, 0.1, 0.55, 0.95, 0.999, 1.0, 1.0]),
             "min_p": st.sampled_from([0.0, 0.0, 0.05, 0.3, 1.0]),
             "repeat_penalty": st.sampled_from([1.0, 1.3]),
             "presence_penalty": st.sampled_from([0.0, -0.5]),

@@ -80,15 +80,23 @@ __device__ __forceinline__ void count_taken(const Ring& ring, u64 number) {
     store_release(ring.memory + TAKEN, number + 1);
 }
 
+// Of memory that another GPU writes to, or of the host: nothing of it may be in a cache.
+__device__ __forceinline__ uint4 load_volatile(const uint4* p) {
+    uint4 x;
+    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "l"(p) : "memory");
+    return x;
+}
+
 __device__ __forceinline__ void copy(uint4* to, const uint4* from, i64 count) {
     i64 step = (i64)gridDim.x * blockDim.x;
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     for (; i + 3 * step < count; i += 4 * step) {  // four on the way at once
-        uint4 a = __ldcg(from + i), b = __ldcg(from + i + step);
-        uint4 c = __ldcg(from + i + 2 * step), d = __ldcg(from + i + 3 * step);
+        uint4 a = load_volatile(from + i), b = load_volatile(from + i + step);
+        uint4 c = load_volatile(from + i + 2 * step), d = load_volatile(from + i + 3 * step);
         to[i] = a, to[i + step] = b, to[i + 2 * step] = c, to[i + 3 * step] = d;
     }
-    for (; i < count; i += step) to[i] = __ldcg(from + i);
+    for (; i < count; i += step) to[i] = load_volatile(from + i);
 }
 
 // Whether this is the thread that ends the launch: all blocks have done their part, and what they
@@ -161,9 +169,7 @@ extern "C" __global__ void take_small(Ring ring, uint2* to, i64 count, i64 offse
     for (i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x; go && i < count; i += step) {
         uint4 piece;
         for (u32 turn = 1;; turn++) {
-            asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(piece.x), "=r"(piece.y), "=r"(piece.z), "=r"(piece.w)
-                         : "l"(from + i) : "memory");
+            piece = load_volatile(from + i);
             if (piece.y == mark && piece.w == mark) break;
             if ((turn & 1023) == 0 && stopped(ring)) {
                 go = false;

@@ -1,4 +1,4 @@
-// Greedy sampling and the best log probabilities, without the logits leaving the device.
+// The best tokens and their log probabilities, without the logits leaving the device.
 //
 // First each row's vocabulary is cut into parts, one a block: its largest logits, best first, and
 // the sum of exponentials. Then one block a row joins the parts. Equal logits go by id.
@@ -67,10 +67,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) best_of_parts(
     }
 }
 
-// `id` and `logprob`: [rows]; `top_ids` and `top_logprobs`: [rows][most].
+// `id` and `logprob`: [rows]; `top_ids` and `top_logprobs`: [rows][most]; `totals`: [rows] of the
+// logarithm of the sum of exp(logit).
 extern "C" __global__ void __launch_bounds__(THREADS) join_parts(
     const float* best, const int* ids, const double* sums, int parts, int most, int* id,
-    float* logprob, int* top_ids, float* top_logprobs
+    float* logprob, int* top_ids, float* top_logprobs, double* totals
 ) {
     __shared__ float xs[THREADS / 32];
     __shared__ int is[THREADS / 32];
@@ -99,6 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) join_parts(
                         sum += sums[row * parts + k] * exp((double)top - (double)highest);
                 }
                 total = (double)highest + log(sum);
+                totals[row] = total;
             }
             __syncthreads();
         }
