@@ -89,7 +89,7 @@ class DeviceStep:
         enough = width <= self._stride and lists <= self._lists
         if rows <= self._rows and sequences <= self._sequences and enough:
             return
-        self._rows = max(self._rows, 1 << (rows - 1).bit_length())
+        self._rows = max(self._rows, FEW, 1 << (rows - 1).bit_length())  # rows of ROW are aligned
         self._sequences = max(self._sequences, 1 << (sequences - 1).bit_length())
         self._stride = max(self._stride, 64, 1 << max(0, width - 1).bit_length())
         self._lists = max(self._lists, 256, 1 << max(0, lists - 1).bit_length())
