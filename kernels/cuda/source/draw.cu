@@ -1,10 +1,10 @@
 // Drawing tokens from rows of logits: bias and penalties, top-k, top-p, min-p, temperature. What it
 // computes is what `reference/sampling.py` defines.
 //
-// One block a row. A token has a key that is the larger the better the token is: the order of its
-// logit, then how low its id is. What the filters keep ends at a border among the keys, which is
-// found digit by digit, as a radix sort would; the draw is the same search by id. Weights are whole
-// numbers, so that sums do not depend on the order in which they are made.
+// One block a row. A token has a key that is the larger the better the token is: how near its logit
+// is to the best one, then how low its id is. What top-k and top-p keep ends at a border among the
+// keys, which is found digit by digit, as a radix sort would. Weights are whole numbers, so that
+// sums do not depend on the order in which they are made.
 
 typedef unsigned long long u64;
 
@@ -13,6 +13,7 @@ typedef unsigned long long u64;
 #define BINS 256
 #define ONE 1099511627776.0f  // the weight of the best token: 2^40
 #define ID_BITS 24
+#define KEY_BITS (32 + ID_BITS)
 #define LEVELS 3
 
 struct Row {
@@ -24,6 +25,7 @@ struct Row {
 };
 
 __device__ const float NEAR[LEVELS] = {3.0f, 10.0f, 30.0f};  // distances to the best logit
+#define FAR 128.0f
 
 // The first number that NumPy's Philox 4x64 yields for such keys and counter, in [0, 1).
 __device__ double uniform_number(u64 key, u64 other, u64 counter) {
@@ -41,11 +43,23 @@ __device__ double uniform_number(u64 key, u64 other, u64 counter) {
     return (double)(a >> 11) * (1.0 / 9007199254740992.0);
 }
 
-__device__ __forceinline__ u64 key_of(float x, int id) {
+__device__ __forceinline__ u64 order_of(float x, int id) {
     u32 bits = __float_as_uint(x == 0.0f ? 0.0f : x);  // -0 is 0
     u32 order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
     return (u64)order << 32 | (u32)~id;
 }
+
+// Where tokens end up among those within a reach of the best logit.
+struct Keys {
+    float best, scale;
+
+    __device__ Keys(float best, float reach) : best(best), scale(4294967040.0f / reach) {}
+
+    __device__ __forceinline__ u64 of(float x, int id) const {
+        u32 far = (u32)fminf((best - x) * scale, 4294967040.0f);
+        return (u64)~far << ID_BITS | (u32)((1 << ID_BITS) - 1 - id);
+    }
+};
 
 __device__ __forceinline__ u64 weight_of(float exponent) {
     return (u64)(expf(exponent) * ONE);
@@ -69,7 +83,7 @@ __device__ u64 block_sum(u64 x, u64* parts) {
 __device__ u64 block_best(const float* x, int vocabulary, u64* parts) {
     u64 best = 0;
     for (int i = threadIdx.x; i < vocabulary; i += THREADS)
-        if (x[i] == x[i]) best = max(best, key_of(x[i], i));
+        if (x[i] == x[i]) best = max(best, order_of(x[i], i));
     for (int offset = 16; offset; offset >>= 1) best = max(best, __shfl_xor_sync(FULL, best, offset));
     __syncthreads();
     if ((threadIdx.x & 31) == 0) parts[threadIdx.x >> 5] = best;
@@ -79,76 +93,85 @@ __device__ u64 block_best(const float* x, int vocabulary, u64* parts) {
     return best;
 }
 
-// Where the fewest best end whose weights reach a goal: the last one's key, of so many bits. `part`
-// tells the key and the weight of each of `count` things. A goal out of reach is reached by all.
-template <int BITS, class Part>
-__device__ u64 border(int count, u64 goal, Part part, u64* bins, u64* found) {
+// Native additions of 32 bits: those of 64 bits would be loops.
+__device__ __forceinline__ void add_to(u32* low, u32* high, u32 bin, u64 weight) {
+    u32 part = (u32)weight, before = atomicAdd(low + bin, part);
+    u32 rest = (u32)(weight >> 32) + (before + part < before);
+    if (rest) atomicAdd(high + bin, rest);
+}
+
+// Where the fewest best end whose weights reach a goal: the key of the last one. `part` tells the
+// key and the weight of each of `count` tokens. A goal out of reach is reached by all.
+template <class Part>
+__device__ u64 border(int count, u64 goal, Part part) {
+    __shared__ u32 low[BINS], high[BINS];
+    __shared__ u64 left;
+    __shared__ int digit;
     u64 prefix = 0;
     goal = max(goal, 1ull);
-    for (int shift = BITS - 8; shift >= 0; shift -= 8) {
+    for (int shift = KEY_BITS - 8; shift >= 0; shift -= 8) {
         __syncthreads();
-        if (threadIdx.x < BINS) bins[threadIdx.x] = 0;
+        if (threadIdx.x < BINS) low[threadIdx.x] = high[threadIdx.x] = 0;
         __syncthreads();
         for (int i = threadIdx.x; i < count; i += THREADS) {
             u64 key, weight;
             part(i, key, weight);
-            bool known = shift + 8 >= BITS || key >> (shift + 8) == prefix;
-            if (known && weight) atomicAdd(bins + (key >> shift & (BINS - 1)), weight);
+            bool known = key >> shift >> 8 == prefix;
+            if (known && weight) add_to(low, high, key >> shift & (BINS - 1), weight);
         }
         __syncthreads();
         if (threadIdx.x < 32) {  // eight bins a lane, the best first
             const int lane = threadIdx.x, first = BINS - 1 - 8 * lane;
-            u64 own = 0;
-            for (int n = 0; n < 8; n++) own += bins[first - n];
+            u64 bins[8], own = 0;
+            for (int n = 0; n < 8; n++) {
+                bins[n] = (u64)high[first - n] << 32 | low[first - n];
+                own += bins[n];
+            }
             u64 all = own;
             for (int offset = 1; offset < 32; offset <<= 1) {
                 u64 other = __shfl_up_sync(FULL, all, offset);
                 if (lane >= offset) all += other;
             }
-            goal = min(goal, __shfl_sync(FULL, all, 31));
-            u32 reached = __ballot_sync(FULL, all >= goal && own);
-            if (reached && lane == __ffs(reached) - 1) {
-                u64 left = goal - (all - own);
-                int bin = first;
-                while (bins[bin] < left) left -= bins[bin--];
-                found[0] = (u64)bin, found[1] = left;
+            const u64 least = min(goal, __shfl_sync(FULL, all, 31));
+            const u32 reached = __ballot_sync(FULL, all >= least && own);
+            if (lane == (reached ? __ffs(reached) - 1 : 0)) {
+                u64 rest = least - (all - own);
+                int n = 0;
+                while (n < 7 && bins[n] < rest) rest -= bins[n++];
+                digit = first - n, left = rest;
             }
-            if (!reached && lane == 0) found[0] = 0, found[1] = 1;  // nothing has a weight
         }
         __syncthreads();
-        prefix = prefix << 8 | found[0];
-        goal = found[1];
+        prefix = prefix << 8 | (u64)digit;
+        goal = max(left, 1ull);
     }
     return prefix;
 }
 
-// The token at which weights, summed by id, exceed a share of all; no list of tokens is needed.
-__device__ int draw_among_all(
-    const float* x, int vocabulary, float best, float scale, float limit, double uniform, u64* parts,
-    int* token
-) {
+// The token at which weights, summed by id, exceed a share of all. Each warp sums a run of ids.
+template <class Weight>
+__device__ int draw_by_id(int vocabulary, double uniform, Weight weight) {
+    __shared__ u64 sums[WARPS];
+    __shared__ int token;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const int per = (vocabulary + THREADS - 1) / THREADS * 32;
     const int start = min(vocabulary, warp * per), stop = min(vocabulary, start + per);
-    auto weight = [&](int i) -> u64 {
-        return i < stop && x[i] >= limit ? weight_of((x[i] - best) * scale) : 0;
-    };
     u64 own = 0;
     for (int i = start + lane; i < stop; i += 32) own += weight(i);
     own = warp_sum(own);
     __syncthreads();
-    if (lane == 0) parts[warp] = own;
-    if (threadIdx.x == 0) *token = 0;
+    if (lane == 0) sums[warp] = own;
+    if (threadIdx.x == 0) token = 0;
     __syncthreads();
     u64 before = 0, all = 0;
     for (int n = 0; n < WARPS; n++) {
-        if (n < warp) before += parts[n];
-        all += parts[n];
+        if (n < warp) before += sums[n];
+        all += sums[n];
     }
     const u64 target = (u64)(uniform * (double)all);
     if (before <= target && target < before + own) {
         for (int first = start; first < stop; first += 32) {
-            const u64 one = weight(first + lane);
+            const u64 one = first + lane < stop ? weight(first + lane) : 0;
             u64 sum = one;
             for (int offset = 1; offset < 32; offset <<= 1) {
                 u64 other = __shfl_up_sync(FULL, sum, offset);
@@ -156,14 +179,80 @@ __device__ int draw_among_all(
             }
             u32 beyond = __ballot_sync(FULL, before + sum > target);
             if (beyond) {
-                if (lane == __ffs(beyond) - 1) *token = first + lane;
+                if (lane == __ffs(beyond) - 1) token = first + lane;
                 break;
             }
             before += __shfl_sync(FULL, sum, 31);
         }
     }
     __syncthreads();
-    return *token;
+    return token;
+}
+
+// The key of the last token that top-k and top-p keep.
+__device__ u64 last_kept(
+    const float* x, int vocabulary, const Row& own, float best, int* candidates, Keys& keys,
+    u64* parts
+) {
+    __shared__ int listed;
+    const bool few = own.top_k > 0 && own.top_k < vocabulary;
+    // A distance within which there is enough, by number or by weight.
+    u64 weights[LEVELS + 1] = {}, numbers[LEVELS] = {};
+    for (int i = threadIdx.x; i < vocabulary; i += THREADS) {
+        const u64 weight = weight_of(x[i] - best);
+        for (int n = 0; n < LEVELS; n++)
+            if (x[i] >= best - NEAR[n]) weights[n] += weight, numbers[n]++;
+        weights[LEVELS] += weight;
+    }
+    for (int n = 0; n < LEVELS; n++) {
+        weights[n] = block_sum(weights[n], parts);
+        numbers[n] = block_sum(numbers[n], parts);
+    }
+    weights[LEVELS] = block_sum(weights[LEVELS], parts);
+    u64 share = (u64)ceil((double)own.top_p * (double)weights[LEVELS]);
+    float reach = FAR, least = -INFINITY_F;
+    for (int n = LEVELS - 1; n >= 0; n--) {
+        if (few ? numbers[n] >= own.top_k : weights[n] >= share)
+            reach = NEAR[n], least = best - NEAR[n];
+    }
+    keys = Keys(best, reach);
+    if (threadIdx.x == 0) listed = 0;
+    __syncthreads();
+    const int lane = threadIdx.x & 31;
+    for (int first = threadIdx.x - lane; first < vocabulary; first += THREADS) {
+        const int i = first + lane;
+        const bool near = i < vocabulary && x[i] >= least;
+        const u32 all = __ballot_sync(FULL, near);
+        int place = 0;
+        if (lane == 0 && all) place = atomicAdd(&listed, __popc(all));
+        place = __shfl_sync(FULL, place, 0) + __popc(all & ((1u << lane) - 1));
+        if (near) candidates[place] = i;
+    }
+    __syncthreads();
+    const int count = listed;
+    u64 last = 0;
+    if (few) {
+        last = border(count, own.top_k, [&](int i, u64& key, u64& weight) {
+            key = keys.of(x[candidates[i]], candidates[i]), weight = 1;
+        });
+    }
+    if (own.top_p < 1.0f) {
+        auto power = [&](int i, u64& key, u64& weight) {
+            const float logit = x[candidates[i]];
+            key = keys.of(logit, candidates[i]);
+            weight = key >= last ? weight_of(logit - best) : 0;
+        };
+        if (few) {
+            u64 sum = 0, key, weight;
+            for (int i = threadIdx.x; i < count; i += THREADS) {
+                power(i, key, weight);
+                sum += weight;
+            }
+            share = (u64)ceil((double)own.top_p * (double)block_sum(sum, parts));
+        }
+        last = border(count, share, power);
+    }
+    return last;
 }
 
 // Draws the tokens of rows that are not greedy, in the place of the best ones; `totals` are the
@@ -172,8 +261,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) draw(
     const float* logits, const double* totals, const Row* rows, const int* lists, float* copies,
     int* all_candidates, int* ids, float* logprobs, int vocabulary, int count
 ) {
-    __shared__ u64 bins[BINS], parts[WARPS], found[2];
-    __shared__ int listed, token;
+    __shared__ u64 parts[WARPS];
     wait_for_previous();
     let_next_start();
     float* copy = copies + (i64)blockIdx.x * vocabulary;
@@ -211,70 +299,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) draw(
                 if ((double)limit < least) limit = nextafterf(limit, INFINITY_F);
             }
             const double uniform = uniform_number(own.seed, own.stream, own.position);
-            const bool few = own.top_k > 0 && own.top_k < vocabulary, nucleus = own.top_p < 1.0f;
-            if (!few && !nucleus) {
-                drawn = draw_among_all(x, vocabulary, best, scale, limit, uniform, parts, &token);
-            } else {
-                // A logit from which on there is enough, by number and by weight.
-                u64 weights[LEVELS + 1] = {}, numbers[LEVELS + 1] = {};
-                for (int i = threadIdx.x; i < vocabulary; i += THREADS) {
-                    const u64 weight = weight_of(x[i] - best);
-                    for (int n = 0; n < LEVELS; n++)
-                        if (x[i] >= best - NEAR[n]) weights[n] += weight, numbers[n]++;
-                    weights[LEVELS] += weight;
-                }
-                for (int n = 0; n <= LEVELS; n++) {
-                    weights[n] = block_sum(weights[n], parts);
-                    numbers[n] = block_sum(numbers[n], parts);
-                }
-                u64 share = (u64)ceil((double)own.top_p * (double)weights[LEVELS]);
-                float near = -INFINITY_F;
-                for (int n = LEVELS - 1; n >= 0; n--)
-                    if (few ? numbers[n] >= own.top_k : weights[n] >= share) near = best - NEAR[n];
-                if (threadIdx.x == 0) listed = 0;
-                __syncthreads();
-                for (int i = threadIdx.x; i < vocabulary; i += THREADS)
-                    if (x[i] >= near) candidates[atomicAdd(&listed, 1)] = i;
-                __syncthreads();
-                const int most = listed;
-                u64 last = 0;
-                if (few) {
-                    auto one = [&](int i, u64& key, u64& weight) {
-                        key = key_of(x[candidates[i]], candidates[i]), weight = 1;
-                    };
-                    last = border<64>(most, own.top_k, one, bins, found);
-                }
-                auto power = [&](int i, u64& key, u64& weight) {
-                    const float logit = x[candidates[i]];
-                    key = key_of(logit, candidates[i]);
-                    weight = key >= last ? weight_of(logit - best) : 0;
-                };
-                if (nucleus) {
-                    if (few) {
-                        u64 sum = 0, key, weight;
-                        for (int i = threadIdx.x; i < most; i += THREADS) {
-                            power(i, key, weight);
-                            sum += weight;
-                        }
-                        share = (u64)ceil((double)own.top_p * (double)block_sum(sum, parts));
-                    }
-                    last = border<64>(most, share, power, bins, found);
-                }
-                auto chance = [&](int i, u64& key, u64& weight) {
-                    const float logit = x[candidates[i]];
-                    const bool kept = key_of(logit, candidates[i]) >= last && logit >= limit;
-                    weight = kept ? weight_of((logit - best) * scale) : 0;
-                    key = (1u << ID_BITS) - 1 - candidates[i];
-                };
-                u64 sum = 0, key, weight;
-                for (int i = threadIdx.x; i < most; i += THREADS) {
-                    chance(i, key, weight);
-                    sum += weight;
-                }
-                sum = block_sum(sum, parts);
-                const u64 goal = (u64)(uniform * (double)sum) + 1;
-                drawn = (1 << ID_BITS) - 1 - (int)border<ID_BITS>(most, goal, chance, bins, found);
-            }
+            Keys keys(best, FAR);
+            u64 last = 0;
+            if ((own.top_k > 0 && own.top_k < vocabulary) || own.top_p < 1.0f)
+                last = last_kept(x, vocabulary, own, best, candidates, keys, parts);
+            drawn = draw_by_id(vocabulary, uniform, [&](int i) -> u64 {
+                const bool kept = x[i] >= limit && (!last || keys.of(x[i], i) >= last);
+                return kept ? weight_of((x[i] - best) * scale) : 0;
+            });
         }
         drawn = drawn < 0 || drawn >= vocabulary ? 0 : drawn;  // of logits that are no numbers
         __syncthreads();
