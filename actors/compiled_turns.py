@@ -42,7 +42,8 @@ _SENT, _TAKEN, _SENDER_SLEEPS, _RECEIVER_SLEEPS, _SLOTS_AT, _STRIDE, _SLOTS = ra
 SENT_COUNT, TAKEN_COUNT = 56, 64  # of rings, after their layout
 # Of half-batches, then of the state, then of a device's totals.
 _ROWS, _LOGITS, _EPOCH, _STEP, _HALF_BATCH, _HOME, _STEP_ADDRESS = range(0, 56, 8)
-TURN, _HALF, _PHASE = range(0, 24, 8)
+TURN, _HALF, _PHASE, LEFT, GO_ON = range(0, 40, 8)
+STATE_WORDS = 5
 _WAITED, _RAN, _RECORDS, _BYTES = range(0, 32, 8)
 
 
@@ -63,13 +64,30 @@ class Tables(NamedTuple):
 @functools.cache
 def prepare() -> None:
     """Compile all of this, or load it from the cache, so that no first step waits for it."""
-    state = np.zeros(3, np.int64)
-    run_turns(Tables(*[int(state.ctypes.data)] * len(Tables._fields)), 0, 0, 0)
+    state = np.zeros(STATE_WORDS, np.int64)
+    run_turns(Tables(*[int(state.ctypes.data)] * len(Tables._fields)), 0, 0, 0, 0)
 
 
 @compiled(nogil=True)
-def run_turns(t: Tables, last: int, halves: int, timeout_ns: int) -> int:
-    """Turns from the state's on, up to `last`, each for all half-batches."""
+def run_turns(t: Tables, first: int, last: int, halves: int, timeout_ns: int) -> int:
+    """Turns from the state's on, up to `last`, each for all half-batches.
+
+    Then from `first` on for the step that follows, as long as the state says that one is left.
+    """
+    while True:
+        ended = _take_turns(t, last, halves, timeout_ns)
+        if ended != DONE or word(t.state + LEFT) <= 1:
+            return ended
+        put_word(t.state + LEFT, word(t.state + LEFT) - 1)
+        put_word(t.state + TURN, first)
+        for number in range(halves):
+            half = t.halves + 56 * number
+            call(word(t.state + GO_ON), (word(half + _STEP_ADDRESS),))
+            put_word(half + _STEP, word(half + _STEP) + 1)
+
+
+@compiled(nogil=True)
+def _take_turns(t: Tables, last: int, halves: int, timeout_ns: int) -> int:
     while word(t.state + TURN) < last:
         turn = t.turns + 56 * word(t.state + TURN)
         while word(t.state + _HALF) < halves:

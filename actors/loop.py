@@ -25,7 +25,7 @@ from raygraft.actors.sharing import named
 from raygraft.actors.trace import EventKind
 from raygraft.actors.turns import Turn, Turns
 from raygraft.actors.worker import DeviceWorker, span_of
-from raygraft.graph.errors import DeviceFailedError
+from raygraft.graph.errors import DeviceFailedError, LinkError
 from raygraft.graph.step import Step
 from raygraft.kernels.base import Array, Started
 
@@ -127,7 +127,7 @@ class ResidentLoop:
         if steps == 1 and self._start(half, self._whole_turn):
             self._finish()
             return
-        if steps > 1 and self._run_several(half, steps):
+        if steps > 1 and (self._run_several(half, steps) or self._run_burst(half, steps)):
             return
         if steps > 1:
             self._records.hold()
@@ -155,6 +155,18 @@ class ResidentLoop:
             del self._records.values[half.header.step]
             if left > 1:
                 half = self._following(half)
+        return True
+
+    def _run_burst(self, half: HalfBatch, steps: int) -> bool:
+        """A burst of which this actor takes all turns without Python; whether it can."""
+        if half.step is None or self._native.end_of(0) < len(self._turns):
+            return False
+        if self._run_native(0, [half], steps) == 0:
+            return False
+        for worker in self._devices.values():
+            worker.counters.steps += steps - 1
+            worker.counters.rows += (steps - 1) * half.step.rows
+        del self._records.values[half.header.step]
         return True
 
     def _following(self, half: HalfBatch) -> HalfBatch:
@@ -231,16 +243,16 @@ class ResidentLoop:
                 worker.counters.rows += step.rows
         return HalfBatch(header, step, self._records.values.setdefault(header.step, {}), ahead)
 
-    def _run_native(self, first: int, halves: Sequence[HalfBatch]) -> int:
+    def _run_native(self, first: int, halves: Sequence[HalfBatch], steps: int = 1) -> int:
         """Take turns from `first` on without Python, if they can be; the first that is left."""
-        last = self._native.end_of(first)
+        last = self._native.end_of(first, len(halves))
         if last == first or self._tracing:
             return first
         prepared = [
             Half(h.step, h.header.epoch, h.header.step, h.header.half_batch, h.values)
             for h in halves
         ]
-        if not self._native.begin(first, last, prepared):
+        if not self._native.begin(first, last, prepared, steps):
             return first
         while (ended := self._native.run(SLICE_SECONDS)) == LATE:
             if self._stopping.is_set():
@@ -253,10 +265,25 @@ class ResidentLoop:
             counters.bytes_sent += nbytes
         number, place = self._native.finish()
         if ended == UNEXPECTED:  # an early record of another half-batch, or one that is wrong
+            if steps > 1:
+                raise LinkError(f"{named(tuple(self._devices))} found a wrong record in a burst")
             for half in halves[place:]:
                 self._take_turn(self._turns.single(number), half, len(halves))
             number += 1
+        elif len(halves) == 1:
+            self._send_samples(self._turns.single(last - 1), halves[0], steps)
         return number
+
+    def _send_samples(self, turn: Turn, half: HalfBatch, steps: int) -> None:
+        """Send what native turns have sampled, step by step; `turn` was the last of them."""
+        for number, samples in enumerate(self._native.sampled(steps)):
+            header = replace(half.header, step=half.header.step + number)
+            own = HalfBatch(header, half.step, samples, half.ahead)
+            for transfer in turn.send:
+                if samples.keys() >= {*transfer.values}:
+                    self._records.send(transfer, own, self._devices[turn.stages[-1].device])
+            if self._draws in samples:
+                self._drawn = samples[self._draws]
 
     def _take_turn(self, turn: Turn, half: HalfBatch, count: int) -> None:
         """Receive, run and send for one of `count` half-batches."""

@@ -9,7 +9,7 @@ at the place that was reached.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,11 @@ import numpy as np
 from raygraft.actors.compiled_turns import (
     ALIGNMENT,
     DONE,
+    GO_ON,
     LATE,
+    LEFT,
     SENT_COUNT,
+    STATE_WORDS,
     TAKEN_COUNT,
     TURN,
     UNEXPECTED,
@@ -65,6 +68,7 @@ class NativeTurns:
         }
         describers = (r for own in self._units.values() for r, native in own if native is not None)
         self._kind = type(next(describers, None))
+        self._sampler = self._find_sampler()
         self._links = links
         self._most_rows = part.limits.max_rows
         self.possible = [self._is_possible(turn) for turn in turns]
@@ -74,15 +78,23 @@ class NativeTurns:
         if any(self.possible):
             self._make_tables()
 
-    def end_of(self, first: int) -> int:
-        """The end of the possible turns from `first` on; `first` if there are none."""
+    def end_of(self, first: int, halves: int = 1) -> int:
+        """The end of the possible turns from `first` on; `first` if there are none.
+
+        What one of several half-batches samples goes out before the next one's turn.
+        """
         end = first
         while end < len(self.possible) and self.possible[end]:
+            if halves > 1 and self._samples_of(self._turns[end]):
+                break
             end += 1
         return end
 
-    def begin(self, first: int, last: int, halves: Sequence[Half]) -> bool:
-        """Prepare turns `first:last`; False when records for them are there already."""
+    def begin(self, first: int, last: int, halves: Sequence[Half], steps: int = 1) -> bool:
+        """Prepare turns `first:last`; False when records for them are there already.
+
+        `steps` that follow each other are all turns of one half-batch, so many times.
+        """
         expected = {v for turn in self._turns[first:last] for t in turn.receive for v in t.values}
         if any(not expected.isdisjoint(half.values) for half in halves):
             return False
@@ -93,7 +105,7 @@ class NativeTurns:
         for row, half, home in zip(rows, halves, self._homes, strict=False):
             if half.step is None:
                 continue
-            address = self._describer.describe_step(half.step)
+            address = self._describer.describe_step(half.step, steps)
             row[:] = (
                 half.step.rows, len(half.step.logit_rows), half.epoch, half.number,
                 half.half_batch, home.ctypes.data, address,
@@ -103,7 +115,8 @@ class NativeTurns:
         self._half_rows = rows
         self._state[:] = 0
         self._totals[:] = 0
-        self._state[TURN // 8] = first
+        self._state[TURN // 8], self._state[LEFT // 8] = first, steps
+        self._state[GO_ON // 8] = self._go_on
         for row, ring in zip(self._rings, self._ring_ends, strict=True):
             row[SENT_COUNT // 8 :] = ring.counts
         return True
@@ -111,7 +124,8 @@ class NativeTurns:
     def run(self, timeout: float) -> int:
         """Go on with the prepared turns: DONE, LATE or UNEXPECTED. The GIL is not held."""
         tables = self._tables._replace(halves=int(self._half_rows.ctypes.data))
-        return int(run_turns(tables, self._last, len(self._halves), int(timeout * 1e9)))
+        turns = self._first, self._last
+        return int(run_turns(tables, *turns, len(self._halves), int(timeout * 1e9)))
 
     def finish(self) -> tuple[int, int]:
         """Hand values and counts back to Python: the turn and the half-batch to go on with."""
@@ -128,6 +142,13 @@ class NativeTurns:
                 half.values[name] = self._view(name, home, half.step)
         return turn, place
 
+    def sampled(self, steps: int) -> Iterator[dict[str, Array]]:
+        """What each of the steps has sampled, where a turn that did so was taken."""
+        (half,) = self._halves
+        sampled = any(self._samples_of(turn) for turn in self._turns[self._first : self._last])
+        if sampled and self._sampler is not None and half.step is not None:
+            yield from (self._sampler.sampled(half.step, number) for number in range(steps))
+
     @property
     def totals(self) -> dict[str, tuple[float, float, int, int]]:
         """Of each device, since `begin`: seconds waited and run, records sent and their bytes."""
@@ -139,14 +160,14 @@ class NativeTurns:
 
     def _is_possible(self, turn: StageTurn) -> bool:
         links = self._links
-        names = _values_of(turn)
+        names = self._floats_of(turn)
         return (
             all(
                 native is not None and type(runner) is self._kind  # which all know their steps
                 for runner, native in self._units[turn.stage.number]
             )
             and all(isinstance(links.receivers.get(t.source), RingReceiver) for t in turn.receive)
-            and all(isinstance(links.senders.get(t.target), RingSender) for t in turn.send)
+            and all(isinstance(links.senders.get(t.target), RingSender) for t in self._sent(turn))
             and all(n in self._values and self._values[n].dtype == "float32" for n in names)
         )
 
@@ -169,7 +190,7 @@ class NativeTurns:
                 transfers.append(place)
                 tensors.extend(own)
 
-        used = {v for turn in self._possible_turns() for v in _values_of(turn)}
+        used = {v for turn in self._possible_turns() for v in self._floats_of(turn)}
         for number, turn in enumerate(self._turns):
             for name in sorted(self._live[number] & used):
                 self._place(name)
@@ -182,22 +203,43 @@ class NativeTurns:
             add_transfers(turn.receive, sending=False)
             for runner, native in units:
                 assert native is not None
-                self._describer = runner
+                self._describer = self._sampler or runner
+                self._go_on = native.go_on
                 runs.append(self._run_row(native, len(copies)))
                 copies.extend(self._copy_rows(native))
             send = len(transfers)
-            add_transfers(turn.send, sending=True)
+            sent = self._sent(turn)
+            add_transfers(sent, sending=True)
             totals = 32 * self._devices.index(turn.stage.device)
-            turns.append((first, len(turn.receive), run, len(units), send, len(turn.send), totals))
+            turns.append((first, len(turn.receive), run, len(units), send, len(sent), totals))
             self._release(turn)
         self._rings = np.array([(*end.layout, 0, 0) for end in self._ring_ends], np.int64)
         self._rings = self._rings.reshape(-1, 9)
         self._totals = np.zeros((len(self._devices), 4), np.int64)
-        self._state = np.zeros(3, np.int64)
+        self._state = np.zeros(STATE_WORDS, np.int64)
         tables = (turns, transfers, tensors, runs, copies)
         self._arrays = [np.array(table or [0], np.int64) for table in tables]
         self._arrays += [self._rings, np.zeros(1, np.int64), self._totals, self._state]
         self._tables = Tables._make(int(array.ctypes.data) for array in self._arrays)
+
+    def _find_sampler(self) -> Runner | None:
+        """The runner that samples, if one of them does."""
+        every = (both for own in self._units.values() for both in own)
+        return next((runner for runner, native in every if native and native.samples), None)
+
+    def _samples_of(self, turn: StageTurn) -> set[str]:
+        """Values that a turn samples: they lie elsewhere, and are sent by Python."""
+        units = self._units[turn.stage.number]
+        return {name for _, native in units if native is not None for name in native.samples}
+
+    def _floats_of(self, turn: StageTurn) -> set[str]:
+        """All other values that a turn receives, reads, makes or sends."""
+        return _values_of(turn) - self._samples_of(turn)
+
+    def _sent(self, turn: StageTurn) -> list[Transfer]:
+        """What a turn sends beside what it samples."""
+        samples = self._samples_of(turn)
+        return [transfer for transfer in turn.send if not samples.issuperset(transfer.values)]
 
     def _place(self, name: str) -> int:
         """Where a value lies in the memory of a half-batch."""

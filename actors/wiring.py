@@ -30,7 +30,7 @@ from raygraft.placement.schedule import (
     used_actors,
 )
 
-_THROUGH = {PINNED: "memory of the host", "ring": "the host's memory, and the host itself"}
+_THROUGH = {PINNED: "memory of the host", "ring": "the host's processes"}
 Pair = tuple[str, str]
 """Which actor sends, and which receives; one of them may be the engine."""
 Ask = Callable[[Mapping[str, Any]], dict[str, Any]]

@@ -74,6 +74,10 @@ class NativeRun:
     job: int
     inputs: Mapping[str, int]
     outputs: Mapping[str, int]
+    samples: tuple[str, ...] = ()
+    """Outputs that have no address: see `Runner.sampled`."""
+    go_on: int = 0
+    """A C function `void(int64 step)` that makes a step the one that follows it."""
 
 
 class Started(ABC):
@@ -168,11 +172,16 @@ class Runner(ABC):
         """How to run it without Python, where that is possible. After `allocate_state`."""
         return None
 
-    def describe_step(self, step: Step) -> int:
+    def describe_step(self, step: Step, steps: int = 1) -> int:
         """The address that a native run takes as its step, for all runners of this class.
 
-        What it points to lives until eight more steps are described.
+        There may be `steps` that follow each other: see `NativeRun.go_on`. What it points to lives
+        until eight more steps are described.
         """
+        raise NotImplementedError
+
+    def sampled(self, step: Step, number: int) -> dict[str, Array]:
+        """What native runs have sampled in one of the steps that were described by this runner."""
         raise NotImplementedError
 
 

@@ -46,10 +46,11 @@ class DescribedSteps:
         self.sampled = False
         """Whether a program samples."""
 
-    def describe(self, step: Step, steps: int = 1) -> Described:
+    def describe(self, step: Step, steps: int = 1, *, in_one_run: bool = False) -> Described:
         """The description; what it points to lives until so many more are made.
 
-        With several steps it is of use once: they change it.
+        With several steps it is of use once: they change it. They are computed `in_one_run`, or
+        somebody calls `go_on` between them.
         """
         for known in self._latest:
             if known.step is step:
@@ -66,7 +67,7 @@ class DescribedSteps:
         words = np.zeros(at.STEP_WORDS, np.int64)
         words[:12] = (
             step.rows, positions, sequence, tables, arrays[2].shape[1], wanted, len(arrays[3]),
-            tokens, runs.ctypes.data, len(runs), few, steps,
+            tokens, runs.ctypes.data, len(runs), few, steps if in_one_run else 1,
         )  # fmt: skip
         samples: list[Array] = []
         if self.sampled:

@@ -117,18 +117,19 @@ def pick(i: int, step: int, rows: int, scratch: int, thread: int, threads: int) 
 
 @compiled(nogil=True)
 def go_on(step: int) -> None:
-    """Make a step the one that follows it: each row's token is the one that was drawn for it."""
-    rows = word(step + at.STEP_ROWS)
-    picked, tokens, positions, sampling = (
-        word(step + at.PICKED),
-        word(step + at.TOKENS),
-        word(step + at.POSITIONS),
-        word(step + at.SAMPLING),
-    )
+    """Make a step the one that follows it: each row's token is the one that was drawn for it.
+
+    Where rows are not sampled, tokens are not looked up either: only positions go on.
+    """
+    rows, positions = word(step + at.STEP_ROWS), word(step + at.POSITIONS)
+    for row in range(rows):
+        put_integer(positions + 4 * row, get_integer(positions + 4 * row) + 1)
+    picked, tokens = word(step + at.PICKED), word(step + at.TOKENS)
+    if picked == 0:
+        return
     for row in range(rows):
         put_integer(tokens + 4 * row, get_integer(picked + 4 * row))
-        put_integer(positions + 4 * row, get_integer(positions + 4 * row) + 1)
-        position = sampling + 8 * at.SAMPLING_FIELDS * row + at.POSITION
+        position = word(step + at.SAMPLING) + 8 * at.SAMPLING_FIELDS * row + at.POSITION
         put_word(position, word(position) + 1)
     put_word(step + at.PICKED, picked + 4 * rows)
     put_word(step + at.CHOSEN, word(step + at.CHOSEN) + 4 * rows)

@@ -19,7 +19,7 @@ from raygraft.kernels.cpu.cache import CacheLayout
 from raygraft.kernels.cpu.described_steps import DescribedSteps
 from raygraft.kernels.cpu.lanes import FLOAT_BYTES, LANES
 from raygraft.kernels.cpu.packing import PackedWeight
-from raygraft.kernels.cpu.team import Team, job_function
+from raygraft.kernels.cpu.team import Team, go_on_function, job_function
 
 
 class CpuRunner(Runner):
@@ -136,25 +136,35 @@ class CpuRunner(Runner):
             return None
         if step.rows != len(step.logit_rows) or len(step.sampling.history):
             return None
-        described = self._steps.describe(step, steps)
+        described = self._steps.describe(step, steps, in_one_run=True)
         self._team.run(self._assembled(), described.words)
         return [dict(zip(op.outputs, described.sampled(n), strict=True)) for n in range(steps)]
 
     def native(self) -> NativeRun | None:
-        """How to run it without Python; None for one that samples: no float leaves it."""
+        """How to run it without Python."""
         buffers = self._assembler.buffers
-        names = (*self._subgraph.inputs, *self._subgraph.outputs)
-        if self._sampling is not None or not all(name in buffers for name in names):
+        samples = self._sampling.outputs if self._sampling is not None else ()
+        outputs = [name for name in self._subgraph.outputs if name not in samples]
+        if not all(name in buffers for name in (*self._subgraph.inputs, *outputs)):
             return None
-        inputs, outputs = (
-            {name: int(buffers[name].ctypes.data) for name in some}
-            for some in (self._subgraph.inputs, self._subgraph.outputs)
+        return NativeRun(
+            job_function(),
+            int(self._assembled().ctypes.data),
+            {name: int(buffers[name].ctypes.data) for name in self._subgraph.inputs},
+            {name: int(buffers[name].ctypes.data) for name in outputs},
+            samples,
+            go_on_function(),
         )
-        return NativeRun(job_function(), int(self._assembled().ctypes.data), inputs, outputs)
 
-    def describe_step(self, step: Step) -> int:
+    def describe_step(self, step: Step, steps: int = 1) -> int:
         """See `Runner.describe_step`."""
-        return int(self._steps.describe(step).words.ctypes.data)
+        return int(self._steps.describe(step, steps).words.ctypes.data)
+
+    def sampled(self, step: Step, number: int) -> dict[str, Array]:
+        """See `Runner.sampled`."""
+        assert self._sampling is not None
+        samples = self._steps.describe(step).sampled(number)
+        return dict(zip(self._sampling.outputs, samples, strict=True))
 
     def _assembled(self) -> NDArray[np.int64]:
         if self._job is None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from raygraft.kernels.compiled import c_function, compiled
 from raygraft.kernels.cpu.instructions import FEW
+from raygraft.kernels.cpu.picking import go_on
 from raygraft.kernels.cpu.products import multiply_functions
 from raygraft.kernels.cpu.program import run_share
 from raygraft.kernels.raw import put_word, word
@@ -100,6 +101,16 @@ def job_function() -> int:
     return c_function(_take_part, "void(int64, int64)")
 
 
+def _go_on(step: int) -> None:
+    go_on(step)
+
+
+@functools.cache
+def go_on_function() -> int:
+    """Address of the function that makes a described step the following one."""
+    return c_function(_go_on, "void(int64)")
+
+
 @functools.cache
 def _called() -> Callable[[int, int], None]:
     """The same for Python; the GIL is not held."""
@@ -142,6 +153,7 @@ class Team:
     def prepare() -> None:
         """Compile what every run needs, or load it from the cache (15 s and 0.04 s)."""
         job_function()
+        go_on_function()
         multiply_functions()
 
     def _job(self, thread: int, *words: int) -> NDArray[np.int64]:
