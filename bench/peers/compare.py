@@ -140,74 +140,72 @@ def bandwidth(options: argparse.Namespace) -> list[Row]:
 
 
 def cuts(options: argparse.Namespace) -> list[Row]:
-    """Attention on one device and feed-forward on the other, and halves of the layers."""
+    """Attention on one device and feed-forward on the other, then halves of the layers."""
     most = max(options.batch)
     uncut = Setup("uncut", demo_file("Q4_1"), 1, context=options.n_gen_cut + 1, sequences=most)
-    setups = [
-        uncut,
-        replace(uncut, name="attention", cut="attention"),
-        replace(uncut, name="halves", cut="halves"),
-    ]
-    alone = [
-        replace(setup, name=f"{setup.name} alone", half_batches=1) for setup in setups if setup.cut
-    ]
-    rows = []
-    with Side("raygraft", [*setups, *alone]) as ours, Side("llama.cpp", setups) as theirs:
-        for batch in options.batch:
-            say(f"cuts, batch {batch}")
-            workload = Workload(0, options.n_gen_cut, batch)
-            entrants = {f"ours {s.name}": Entrant(ours, s.name, workload) for s in setups}
-            entrants |= {f"llama.cpp {s.name}": Entrant(theirs, s.name, workload) for s in setups}
-            if batch > 1:
-                half = Workload(0, options.n_gen_cut, batch // 2)
-                entrants |= {f"ours {s.name}": Entrant(ours, s.name, half) for s in alone}
-            rows.append(_cut_row(take_turns(entrants, options.pairs), workload))
-    title = "SmolLM2-135M Q4_1, one thread a device: "
     head = ["batch", "ours keeps", "llama.cpp keeps", "ours / llama.cpp"]
     head += ["bound", "of the bound", "ours t/s", "uncut t/s", "llama.cpp t/s", "its uncut t/s"]
+    rows = []
+    # Each cut by itself: on two cores every loaded engine costs a cut some of its speed.
     for cut, words in (("attention", "attention | feed-forward"), ("halves", "halves of layers")):
-        cells = [[row["batch"], *_cut_cells(row[cut], row)] for row in rows]
-        print_table(title + words, head, cells)
+        own = _one_cut(options, uncut, replace(uncut, name=cut, cut=cut))
+        cells = [_cut_cells(row) for row in own]
+        print_table(f"SmolLM2-135M Q4_1, one thread a device: {words}", head, cells)
+        rows += own
     return rows
 
 
-def _cut_row(found: Found, workload: Workload) -> Row:
+def _one_cut(options: argparse.Namespace, uncut: Setup, cut: Setup) -> list[Row]:
+    """A row for each batch."""
+    alone = replace(cut, name="alone", half_batches=1)
+    rows = []
+    with Side("raygraft", [uncut, cut, alone]) as ours, Side("llama.cpp", [uncut, cut]) as theirs:
+        for batch in options.batch:
+            say(f"{cut.name}, batch {batch}")
+            workload = Workload(0, options.n_gen_cut, batch)
+            entrants = {
+                f"{who} {setup.name}": Entrant(side, setup.name, workload)
+                for who, side in (("ours", ours), ("llama.cpp", theirs))
+                for setup in (uncut, cut)
+            }
+            if batch > 1:
+                half = Workload(0, options.n_gen_cut, batch // 2)
+                entrants["ours alone"] = Entrant(ours, alone.name, half)
+            found = take_turns(entrants, options.pairs)
+            rows.append({"cut": cut.name, **_cut_row(found, workload, cut.name)})
+    return rows
+
+
+def _cut_row(found: Found, workload: Workload, cut: str) -> Row:
     """The ratios of one batch."""
     seconds = {name: [m.seconds for m in measured] for name, measured in found.items()}
     row: Row = {
         "batch": workload.batch,
         "n_gen": workload.n_gen,
         "median_ts": {
-            name: workload.tokens / statistics.median(times)
-            for name, times in seconds.items()
-            if not name.endswith("alone")
+            name: workload.tokens / statistics.median(seconds[name])
+            for name in (f"ours {cut}", "ours uncut", f"llama.cpp {cut}", "llama.cpp uncut")
         },
         "seconds": seconds,
         "busy": {name: [dict(m.busy) for m in ms] for name, ms in found.items() if ms[0].busy},
+        "keeps": median_ratio(seconds["ours uncut"], seconds[f"ours {cut}"]),
+        "llama_keeps": median_ratio(seconds["llama.cpp uncut"], seconds[f"llama.cpp {cut}"]),
+        "to_llama": median_ratio(seconds[f"llama.cpp {cut}"], seconds[f"ours {cut}"]),
     }
-    for cut in ("attention", "halves"):
-        row[cut] = {
-            "keeps": median_ratio(seconds["ours uncut"], seconds[f"ours {cut}"]),
-            "llama_keeps": median_ratio(seconds["llama.cpp uncut"], seconds[f"llama.cpp {cut}"]),
-            "to_llama": median_ratio(seconds[f"llama.cpp {cut}"], seconds[f"ours {cut}"]),
-            "name": cut,
-        }
-        if workload.batch > 1:
-            # Half of the rows by itself, twice: the busiest device can do no better.
-            least = [2 * max(m.busy.values()) for m in found[f"ours {cut} alone"]]
-            row[cut]["bound"] = median_ratio(seconds["ours uncut"], least)
-            row[cut]["of_bound"] = median_ratio(least, seconds[f"ours {cut}"])
+    if workload.batch > 1:
+        # Half of the rows by itself, twice: the busiest device can do no better.
+        least = [2 * max(m.busy.values()) for m in found["ours alone"]]
+        row["bound"] = median_ratio(seconds["ours uncut"], least)
+        row["of_bound"] = median_ratio(least, seconds[f"ours {cut}"])
     return row
 
 
-def _cut_cells(ratios: Row, row: Row) -> list[str]:
-    speeds = row["median_ts"]
-    names = [f"ours {ratios['name']}", "ours uncut"]
-    names += [f"llama.cpp {ratios['name']}", "llama.cpp uncut"]
-    bound = f"{ratios['bound']:.2f}" if "bound" in ratios else "-"
-    of_bound = f"{ratios['of_bound']:.0%}" if "of_bound" in ratios else "-"
-    kept = [f"{ratios['keeps']:.0%}", f"{ratios['llama_keeps']:.0%}", f"{ratios['to_llama']:.2f}"]
-    return [*kept, bound, of_bound, *[f"{speeds[name]:.1f}" for name in names]]
+def _cut_cells(row: Row) -> list[str]:
+    bound = f"{row['bound']:.2f}" if "bound" in row else "-"
+    of_bound = f"{row['of_bound']:.0%}" if "of_bound" in row else "-"
+    kept = [f"{row['keeps']:.0%}", f"{row['llama_keeps']:.0%}", f"{row['to_llama']:.2f}"]
+    speeds = [f"{speed:.1f}" for speed in row["median_ts"].values()]
+    return [str(row["batch"]), *kept, bound, of_bound, *speeds]
 
 
 def _uncut(path: Path, options: argparse.Namespace, workloads: Sequence[Workload]) -> Setup:
