@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,8 @@ class Workload:
     n_gen: int
     """Decode steps of each sequence, from a single token on."""
     batch: int = 1
+    sampling: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """How tokens are drawn, as in `SamplingParams`; greedily if it says nothing."""
 
     @property
     def name(self) -> str:
@@ -104,7 +107,8 @@ def time_workload(llm: LLM, workload: Workload) -> int:
     thread, timings = llm.engine_thread, llm.engine_thread.engine.timings
     size = (workload.batch, workload.n_prompt or 1)
     prompts = np.random.default_rng().integers(llm.graph.dimensions.vocabulary, size=size)
-    params = SamplingParams(temperature=0, max_tokens=workload.n_gen or 1, ignore_eos=True)
+    own: dict[str, Any] = {"temperature": 0.0, **workload.sampling}
+    params = SamplingParams(**own, max_tokens=workload.n_gen or 1, ignore_eos=True)
     requests = [thread.request(prompt, params) for prompt in prompts.tolist()]
     before = timings.prefill_seconds + timings.decode_seconds
     try:
@@ -120,7 +124,7 @@ def time_workload(llm: LLM, workload: Workload) -> int:
 def warm_up(llm: LLM, workload: Workload) -> None:
     """The whole prompt once, or a few steps: the engine tries out how it divides a batch."""
     steps = min(WARM_UP_STEPS, workload.n_gen)
-    time_workload(llm, Workload(workload.n_prompt, steps, workload.batch))
+    time_workload(llm, replace(workload, n_gen=steps))
 
 
 def _check_room(plan: Plan, workload: Workload) -> None:

@@ -1,6 +1,7 @@
 """Ours and llama.cpp on the same files with the same threads, in turns within one run.
 
-    python bench/peers/compare.py [formats] [batches] [bandwidth] [cuts] [--pairs 5] [--json FILE]
+    python bench/peers/compare.py [formats] [drawn] [batches] [bandwidth] [cuts] [--pairs 5]
+                                  [--json FILE]
 
 Both sides keep their models loaded in processes of their own and sleep between their turns. Each
 pair of turns gives a ratio of times; what is reported is the median of the ratios, and after it the
@@ -8,6 +9,7 @@ median of each side's tokens per second.
 
 - formats: SmolLM2-135M in Q4_1, Q4_0, Q8_0 and F16, and a random model of the shape of Llama 3.2 1B
   in Q4_K and Q6_K; decode at batch 1 and a prompt, --threads a side.
+- drawn: decode of SmolLM2 Q4_1 with tokens that are drawn, by three kinds of filters.
 - batches: decode of several sequences at once, SmolLM2 Q4_1, --threads a side.
 - bandwidth: decode of the 1B shape in Q4_0, against a pure read of a gigabyte of memory by as many
   threads (a sum of integers, compiled by Numba): the share that the weights' bytes over the read
@@ -87,6 +89,31 @@ def batches(options: argparse.Namespace) -> list[Row]:
             rows.append({"batch": workload.batch} | _comparison(found, workload))
     head = ["batch", "test", "ours / llama.cpp", "least to most", "ours t/s", "llama.cpp t/s"]
     cells = [[row["batch"], *_comparison_cells(row)] for row in rows]
+    print_table(f"SmolLM2-135M Q4_1, uncut, {options.threads} threads", head, cells)
+    return rows
+
+
+DRAWN: dict[str, dict[str, float]] = {
+    "greedy": {},
+    "temperature 0.8": {"temperature": 0.8},
+    "top-p 0.95": {"temperature": 0.8, "top_p": 0.95},
+    "llama.cpp's defaults": {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05},
+}
+"""What users ask for. A greedy token of llama.cpp's is not sampled at all, as in llama-bench."""
+
+
+def drawn(options: argparse.Namespace) -> list[Row]:
+    """Decode with tokens that are drawn."""
+    setup = _uncut(demo_file("Q4_1"), options, [Workload(0, options.n_gen)])
+    rows = []
+    with Side("raygraft", [setup]) as ours, Side("llama.cpp", [setup]) as theirs:
+        for name, sampling in DRAWN.items():
+            say(name)
+            workload = Workload(0, options.n_gen, sampling=sampling)
+            found = _pairs(ours, theirs, setup.name, workload, options)
+            rows.append({"tokens": name} | _comparison(found, workload))
+    head = ["tokens", "test", "ours / llama.cpp", "least to most", "ours t/s", "llama.cpp t/s"]
+    cells = [[row["tokens"], *_comparison_cells(row)] for row in rows]
     print_table(f"SmolLM2-135M Q4_1, uncut, {options.threads} threads", head, cells)
     return rows
 
@@ -250,6 +277,7 @@ def _comparison_cells(row: Row) -> list[str]:
 
 TABLES: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "formats": formats,
+    "drawn": drawn,
     "batches": batches,
     "bandwidth": bandwidth,
     "cuts": cuts,

@@ -1,7 +1,8 @@
 """llama.cpp's side of a comparison, through the low-level API of llama-cpp-python.
 
 It does what llama-bench does: a context per test with default parameters (flash attention where it
-finds it good, a 16-bit cache, steps of 512 rows), the cache cleared before each run, random tokens.
+finds it good, a 16-bit cache, steps of 512 rows), the cache cleared before each run, random tokens;
+or, where tokens are drawn, those that its own samplers draw.
 A cut is made with its RPC backend: `-ngl 99 -ot "ffn=CPU" --rpc HOST:PORT`, or fewer layers
 instead of `-ot` for halves.
 """
@@ -14,7 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +161,7 @@ class LlamaCpp:
 
     def warm_up(self, setup: str, workload: Workload) -> None:
         steps = min(1, workload.n_gen)
-        self._run(
-            self._context(setup, workload), Workload(workload.n_prompt, steps, workload.batch)
-        )
+        self._run(self._context(setup, workload), replace(workload, n_gen=steps))
 
     def measure(self, setup: str, workload: Workload) -> Measured:
         return Measured(self._run(self._context(setup, workload), workload))
@@ -194,11 +194,20 @@ class LlamaCpp:
         llama_cpp.llama_synchronize(context)
 
     def _generate(self, context: Any, batch: Any, workload: Workload, words: int) -> None:
+        chain = _sampler(workload.sampling) if workload.sampling else None
+        tokens = [random.randrange(words) for _ in range(workload.batch)]
         for position in range(workload.n_gen):
-            for sequence in range(workload.batch):
-                _fill(batch, sequence, random.randrange(words), position, sequence, True)
+            for sequence, token in enumerate(tokens):
+                _fill(batch, sequence, token, position, sequence, True)
             _decode(context, batch)
             llama_cpp.llama_synchronize(context)
+            for sequence in range(workload.batch):
+                if chain is None:
+                    tokens[sequence] = random.randrange(words)
+                else:
+                    tokens[sequence] = llama_cpp.llama_sampler_sample(chain, context, sequence)
+        if chain is not None:
+            llama_cpp.llama_sampler_free(chain)
 
     def close(self) -> None:
         for context in self._contexts.values():
@@ -215,6 +224,22 @@ def _fill(batch: Any, row: int, token: int, position: int, sequence: int, logits
     batch.n_seq_id[row] = 1
     batch.seq_id[row][0] = sequence
     batch.logits[row] = logits
+
+
+def _sampler(sampling: Mapping[str, float]) -> Any:
+    """Its own chain of samplers, with the filters that are asked for in its order."""
+    chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    makers = {
+        "top_k": llama_cpp.llama_sampler_init_top_k,
+        "top_p": lambda value: llama_cpp.llama_sampler_init_top_p(value, 1),
+        "min_p": lambda value: llama_cpp.llama_sampler_init_min_p(value, 1),
+        "temperature": llama_cpp.llama_sampler_init_temp,
+    }
+    for name, make in makers.items():
+        if name in sampling:
+            llama_cpp.llama_sampler_chain_add(chain, make(sampling[name]))
+    llama_cpp.llama_sampler_chain_add(chain, llama_cpp.llama_sampler_init_dist(1))
+    return chain
 
 
 def _decode(context: Any, batch: Any) -> None:
