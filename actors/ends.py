@@ -23,7 +23,9 @@ from raygraft.actors.links import (
     allocate_ring,
 )
 from raygraft.actors.links.object import await_reply
-from raygraft.placement.costs import DIRECT, PINNED
+from raygraft.placement.costs import DIRECT, NCCL, PINNED
+
+_INSTEAD = {DIRECT: PINNED, PINNED: "ring", NCCL: "tcp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +33,18 @@ class Opening:
     """What the receiver has to know to open a link."""
 
     link: str
-    """ "ring", "cuda_ipc", "cuda_host", "tcp" or "object"."""
+    """ "ring", "cuda_ipc", "cuda_host", "nccl", "tcp" or "object"."""
     slots: int
     record_bytes: int
     """The largest record."""
     epoch: int = 0
     secret: bytes = field(default=b"", repr=False)
-    """Of a tcp link: who holds it may send."""
+    """Of a tcp link, or one that may become it: who holds it may send."""
 
     @property
     def instead(self) -> Opening:
         """What to open where this cannot be reached."""
-        return replace(self, link={DIRECT: PINNED, PINNED: "ring"}.get(self.link, "object"))
+        return replace(self, link=_INSTEAD.get(self.link, "object"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,11 +99,9 @@ class Host(Mapping[str, DeviceWorker]):
             nbytes += sum(array.nbytes for content in states.values() for array in content)
         return nbytes
 
-    def open_ring(
-        self, slots: int, slot_bytes: int, *, through_host: bool = False
-    ) -> tuple[DeviceRing, Any]:
+    def open_ring(self, slots: int, slot_bytes: int, link: str) -> tuple[DeviceRing, Any]:
         """See `Backend.open_ring`: of the memory that all devices here share."""
-        return self._any_backend.open_ring(slots, slot_bytes, through_host=through_host)
+        return self._any_backend.open_ring(slots, slot_bytes, link)
 
     def join_ring(self, opened: Any) -> DeviceRing:
         """See `Backend.join_ring`."""

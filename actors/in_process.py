@@ -223,7 +223,7 @@ class InProcessFleet:
             slots = ring_slots(plan, source, target, half_batches)
             if own[0].link in BY_DEVICES:
                 most = max(transfer_bytes(t, graph, plan.limits) for t in own)
-                ring, opened = self._hosts[target].open_ring(slots, most)
+                ring, opened = self._hosts[target].open_ring(slots, most, own[0].link)
                 with suppress(LinkError):
                     links[source].rings_out[target] = self._hosts[source].join_ring(opened)
                     links[target].rings_in[source] = ring

@@ -37,7 +37,7 @@ from raygraft.kernels.base import Description, DeviceRing
 from raygraft.kernels.compile_cache import doing
 from raygraft.kernels.verification.checks import CheckResult
 from raygraft.kernels.verification.trial import Trial
-from raygraft.placement.costs import BY_DEVICES, PINNED
+from raygraft.placement.costs import BY_DEVICES
 from raygraft.placement.devices import ENGINE, DeviceSpec
 
 
@@ -172,10 +172,9 @@ class RayDevice:
             name = link_name(source, self._name)
             self._epoch = opening.epoch
             if opening.link in BY_DEVICES:
-                ring, opened = self._host.open_ring(
-                    opening.slots, opening.record_bytes, through_host=opening.link == PINNED
-                )
-                self._rings_in[source], ends[source] = ring, DeviceEnd(opened)
+                size = opening.slots, opening.record_bytes
+                self._rings_in[source], opened = self._host.open_ring(*size, opening.link)
+                ends[source] = DeviceEnd(opened)
             else:
                 self._receivers[source], ends[source] = open_link(opening, name, self._inbox)
         return ends

@@ -111,25 +111,28 @@ def profiles_of(
             node=nodes[spec.name],
             actor=actors[spec.name],
             gpu=gpu_of(spec),
-            link=_link_of(actors[spec.name], specs, answers, actors),
+            link=link,
+            far_link=far_link,
             asked=asked,
         )
         for spec in specs
         for own in [answers[spec.name]]
+        for link, far_link in [_links_of(actors[spec.name], specs, answers, actors)]
     )
 
 
-def _link_of(
+def _links_of(
     actor: str,
     specs: Sequence[DeviceSpec],
     answers: Mapping[str, Answers],
     actors: Mapping[str, str],
-) -> str:
-    """The link to an actor's memory, when all its devices are on one GPU and know the same."""
+) -> tuple[str, str]:
+    """The links to an actor's memory, when all its devices are on one GPU and know the same."""
     own = [spec for spec in specs if actors[spec.name] == actor]
     gpus = {gpu_of(spec) for spec in own}
-    links = {answers[spec.name].description.link for spec in own}
-    return links.pop() if len(links) == len(gpus) == 1 and None not in gpus else ""
+    said = [answers[spec.name].description for spec in own]
+    links = {(description.link, description.far_link) for description in said}
+    return links.pop() if len(links) == len(gpus) == 1 and None not in gpus else ("", "")
 
 
 def _pool_of(spec: DeviceSpec, node: str, kind: str) -> Hashable:

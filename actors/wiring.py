@@ -19,7 +19,7 @@ from raygraft.actors.part import control_bytes, transfer_bytes
 from raygraft.actors.records import Record
 from raygraft.graph.errors import LinkError, LinkFullError
 from raygraft.graph.graph import Graph
-from raygraft.placement.costs import PINNED, link_between
+from raygraft.placement.costs import NCCL, PINNED, link_between
 from raygraft.placement.devices import ENGINE, Place
 from raygraft.placement.plan import Plan
 from raygraft.placement.schedule import (
@@ -30,7 +30,11 @@ from raygraft.placement.schedule import (
     used_actors,
 )
 
-_THROUGH = {PINNED: "memory of the host", "ring": "the host's processes"}
+_THROUGH = {
+    PINNED: "memory of the host",
+    "ring": "the host's processes",
+    "tcp": "the hosts' processes",
+}
 Pair = tuple[str, str]
 """Which actor sends, and which receives; one of them may be the engine."""
 Ask = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -53,7 +57,7 @@ def openings_of(plan: Plan, graph: Graph, engine_node: str, epoch: int) -> dict[
         nbytes = max(transfer_bytes(t, graph, plan.limits) for t in own)
         openings[pair] = Opening(own[0].link, ring_slots(plan, *pair, half_batches), nbytes, epoch)
     return {
-        pair: replace(opening, secret=new_secret()) if opening.link == "tcp" else opening
+        pair: replace(opening, secret=new_secret()) if opening.link in ("tcp", NCCL) else opening
         for pair, opening in openings.items()
     }
 

@@ -11,6 +11,7 @@ placement is loaded once; they take turns, and each figure is the median of its 
 - cut, one actor: both devices are on the first GPU and share an actor, as they do by default.
 - cut, two actors on one GPU: each has a process, and the GPU gives them turns.
 - cut, through the host: the same, in memory of the host, as if the GPUs could not reach each other.
+- cut, over NCCL: as between machines; with NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 over sockets.
 - cut, host signals: each record goes through the ring of two processes.
 - decode: one token of each of 1 or 16 sequences, greedy; prompt: 512 tokens in one step, each
   time others, to the first token.
@@ -49,9 +50,14 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "cut, two actors on one GPU": {"devices": APART, "place": CUT},
     "cut, devices signal": {"devices": TWO, "place": CUT},
     "cut, through the host": {"devices": TWO, "place": CUT},
+    "cut, over NCCL": {"devices": TWO, "place": CUT},
     "cut, host signals": {"devices": TWO, "place": CUT},
 }
-LINKS = {"cut, through the host": costs.PINNED, "cut, host signals": "ring"}
+LINKS = {
+    "cut, through the host": costs.PINNED,
+    "cut, over NCCL": costs.NCCL,
+    "cut, host signals": "ring",
+}
 LIMITS = {"ctx_size": 1024, "max_sequences": 16, "max_rows": PROMPT, "cache_type": "f16"}
 
 

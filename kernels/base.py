@@ -61,6 +61,8 @@ class Description:
     """Libraries that compute, with their versions."""
     link: str = ""
     """Name of the link by which others of its kind on this machine may write to its memory."""
+    far_link: str = ""
+    """The same of others on other machines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,12 +243,11 @@ class Backend(ABC):
         kind, shape = form
         return prod(shape[:-1]) * row_bytes(kind, shape[-1])
 
-    def open_ring(
-        self, slots: int, slot_bytes: int, *, through_host: bool = False
-    ) -> tuple[DeviceRing, Any]:
+    def open_ring(self, slots: int, slot_bytes: int, link: str) -> tuple[DeviceRing, Any]:
         """A ring in this device's memory: the end that takes, and what another joins it with.
 
-        Or in memory of the host, for devices that cannot reach each other's.
+        `link` is what its description names; or, where devices have found that they cannot reach
+        each other's memory by "cuda_ipc", "cuda_host", which goes through memory of the host.
         Only of a backend whose description names a link. What is returned second can be pickled.
         Raises CapacityError, LinkError.
         """

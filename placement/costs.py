@@ -22,11 +22,29 @@ nobody waits for the host."""
 PINNED = "cuda_host"
 """The same through memory of the host that both GPUs have mapped, for those that cannot reach each
 other's."""
-BY_DEVICES = (DIRECT, PINNED)
+NCCL = "nccl"
+"""From GPU to GPU of two nodes."""
+BY_DEVICES = (DIRECT, PINNED, NCCL)
 """Links whose records devices put and take themselves."""
 # See docs/benchmarks.md; for tcp, as long again for the network as the link itself takes.
-HOP_SECONDS = {SHARED: 5e-6, DIRECT: 5e-6, PINNED: 1e-5, "ring": 3e-5, "tcp": 1e-4, "object": 2e-3}
-LINK_BANDWIDTH = {SHARED: 1e12, DIRECT: 2e11, PINNED: 2e10, "ring": 5e9, "tcp": 1e9, "object": 1e9}
+HOP_SECONDS = {
+    SHARED: 5e-6,
+    DIRECT: 5e-6,
+    PINNED: 1e-5,
+    NCCL: 5e-5,
+    "ring": 3e-5,
+    "tcp": 1e-4,
+    "object": 2e-3,
+}
+LINK_BANDWIDTH = {
+    SHARED: 1e12,
+    DIRECT: 2e11,
+    PINNED: 2e10,
+    NCCL: 2e9,
+    "ring": 5e9,
+    "tcp": 1e9,
+    "object": 1e9,
+}
 
 
 def bandwidth(device: DeviceProfile) -> float:
@@ -40,7 +58,7 @@ def link_between(source: Place, target: Place) -> str:
     if source.actor == target.actor:
         return SHARED
     if source.node != target.node:
-        return "tcp"
+        return source.far_link if source.far_link and source.far_link == target.far_link else "tcp"
     direct = source.link and source.link == target.link and source.gpu != target.gpu
     return source.link if direct else "ring"
 

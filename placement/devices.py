@@ -27,6 +27,8 @@ class Place(NamedTuple):
     """Which GPU there, when the actor is on one."""
     link: str = ""
     """The link by which another GPU of this node may write to its memory; empty for none."""
+    far_link: str = ""
+    """The same of a GPU of another node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ class DeviceProfile:
     """The GPU that its actor is on, and on no other."""
     link: str = ""
     """See `Place.link`."""
+    far_link: str = ""
+    """See `Place.far_link`."""
     asked: bool = True
     """False when the answers are declared ones, from a plan made without the device running."""
     _allowed: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -82,7 +86,7 @@ class DeviceProfile:
     @property
     def place(self) -> Place:
         """Its node and its actor, which has the device's name unless it is shared."""
-        return Place(self.node, self.actor or self.name, self.gpu, self.link)
+        return Place(self.node, self.actor or self.name, self.gpu, self.link, self.far_link)
 
     def bytes_of(self, graph: Graph, weight: WeightSlice) -> int:
         """Memory that a weight takes, once loaded there."""

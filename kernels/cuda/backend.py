@@ -15,6 +15,7 @@ from raygraft.graph.tensors import WeightForm, WeightSlice, WeightSource
 from raygraft.kernels.base import Backend, BackendOptions, Description, Runner
 from raygraft.kernels.cuda.attention import LARGEST_HEAD
 from raygraft.kernels.cuda.gpu import Gpu
+from raygraft.kernels.cuda.nccl import NcclRing, OpenedNccl, available, join_nccl, open_nccl
 from raygraft.kernels.cuda.rings import CudaRing, OpenedRing, join_ring, open_ring
 from raygraft.kernels.cuda.runner import CudaRunner
 from raygraft.kernels.cuda.sampling import LARGEST_VOCABULARY
@@ -77,6 +78,7 @@ class CudaBackend(Backend):
             threads=self.options.threads,
             versions=versions,
             link="cuda_ipc",
+            far_link="nccl" if available() else "",
         )
 
     def supports_op(self, signature: Signature, limits: Limits) -> Verdict:
@@ -112,13 +114,18 @@ class CudaBackend(Backend):
         return CudaRunner(self.shared, [CudaUnit(self.shared, subgraph, own, tables, limits)])
 
     def open_ring(
-        self, slots: int, slot_bytes: int, *, through_host: bool = False
-    ) -> tuple[CudaRing, OpenedRing]:
-        """See `Backend.open_ring`."""
-        return open_ring(self.shared, slots, slot_bytes, through_host=through_host)
+        self, slots: int, slot_bytes: int, link: str
+    ) -> tuple[CudaRing | NcclRing, OpenedRing | OpenedNccl]:
+        """See `Backend.open_ring`: "cuda_ipc", "cuda_host" or "nccl"."""
+        if link == "nccl":
+            with self._gpu.active():
+                return open_nccl(self.shared)
+        return open_ring(self.shared, slots, slot_bytes, through_host=link == "cuda_host")
 
-    def join_ring(self, opened: OpenedRing) -> CudaRing:
+    def join_ring(self, opened: OpenedRing | OpenedNccl) -> CudaRing | NcclRing:
         """See `Backend.join_ring`."""
+        if isinstance(opened, OpenedNccl):
+            return join_nccl(self.shared, opened)
         if opened.process == os.getpid():  # what one thread asks of CUDA may wait for the other
             raise LinkError("GPUs write to each other's memory only between processes")
         return join_ring(self.shared, opened)
@@ -126,6 +133,8 @@ class CudaBackend(Backend):
     def interrupt(self, wanted: bool) -> None:
         """See `Backend.interrupt`."""
         self.shared.stop[0] = int(wanted)
+        for link in [*self.shared.far_links] if wanted else ():
+            link.abort()
 
     def _weights_of(self, op: Operator, weights: WeightSource) -> dict[str, Weight]:
         found: dict[str, Weight] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 
@@ -23,6 +24,8 @@ class Shared:
         self.stop = np.frombuffer(memory, np.int32, 1)
         """Read by kernels that wait for another GPU: not 0 when they shall give up."""
         self.stop[0] = 0
+        self.far_links: WeakSet[Any] = WeakSet()
+        """Those over NCCL, whose waits end only when they are told to."""
         self._given_back: dict[int, list[Any]] = {}
 
     @property

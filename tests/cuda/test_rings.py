@@ -18,7 +18,7 @@ from raygraft.kernels import create_backend
 from raygraft.kernels.base import BackendOptions
 from raygraft.kernels.cuda.rings import join_ring
 from raygraft.placement import costs
-from raygraft.placement.costs import BY_DEVICES, DIRECT
+from raygraft.placement.costs import BY_DEVICES, DIRECT, PINNED
 
 pytestmark = pytest.mark.gpu
 
@@ -37,12 +37,12 @@ def step(rows, logits):
     return Step(numbers, numbers, numbers * 0, table, numbers[:logits], wanted)
 
 
-@pytest.fixture(params=[False, True], ids=["in its memory", "in the host's"])
+@pytest.fixture(params=[DIRECT, PINNED])
 def ends(request):
     """Runners that put and take, on streams of one GPU; one thread uses both, or all is ready:
     what CUDA does when something is new may wait for all kernels of a process."""
     here, there = (create_backend("cuda", BackendOptions()) for _ in range(2))
-    taking, opened = here.open_ring(1, 300 * 4300 * 4, through_host=request.param)
+    taking, opened = here.open_ring(1, 300 * 4300 * 4, request.param)
     putting = join_ring(there.shared, opened)
     yield putting.runner(VALUES), taking.runner(VALUES), opened.slots
     putting.close()
@@ -97,7 +97,7 @@ def test_the_faster_end_waits(ends, slow):
 
 def test_who_waits_can_be_told_to_give_up():
     here = create_backend("cuda", BackendOptions())
-    ring, _ = here.open_ring(1, 4096)
+    ring, _ = here.open_ring(1, 4096, DIRECT)
     take = ring.runner(VALUES[:1])
     waiting = threading.Thread(target=take.run, args=(step(1, 0), {}), daemon=True)
     waiting.start()
@@ -126,6 +126,12 @@ def answers(llm):
     return [[c.token_ids for c in llm.generate(PROMPTS, own)] for own in (GREEDY, DRAWN)]
 
 
+def use(monkeypatch, link):
+    """Have GPUs reach each other in some way, whatever the best one is."""
+    between = costs.link_between
+    monkeypatch.setattr(costs, "link_between", lambda *ends: between(*ends).replace(DIRECT, link))
+
+
 @pytest.mark.ray
 @pytest.mark.parametrize("link", BY_DEVICES)
 @pytest.mark.parametrize("max_rows", [8, 256])
@@ -133,8 +139,7 @@ def test_a_cut_on_two_gpus(model, ray_cluster, monkeypatch, max_rows, link):
     devices = two_gpus()
     with LLM(model, devices=devices[:1], max_rows=max_rows) as llm:
         expected = answers(llm)
-    between = costs.link_between
-    monkeypatch.setattr(costs, "link_between", lambda *ends: between(*ends).replace(DIRECT, link))
+    use(monkeypatch, link)
     with LLM(model, devices=devices, place=PLACE, max_rows=max_rows) as llm:
         assert {t.link for t in llm.plan.transfers} == {link, "ring"}
         assert answers(llm) == expected
@@ -153,11 +158,13 @@ def test_in_one_process_records_go_through_the_host(model):
 
 
 @pytest.mark.ray
+@pytest.mark.parametrize("link", BY_DEVICES)
 @pytest.mark.parametrize("lost", ["a", "b"])
-def test_a_gpu_that_is_lost_is_replaced(model, ray_cluster, lost):
+def test_a_gpu_that_is_lost_is_replaced(model, ray_cluster, monkeypatch, lost, link):
     import ray
 
     devices = two_gpus()
+    use(monkeypatch, link)
     with LLM(model, devices=devices[:1]) as llm:
         (expected,) = llm.generate(PROMPTS[:1], LONG)
     with LLM(model, devices=devices, place=PLACE) as llm:

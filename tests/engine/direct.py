@@ -107,7 +107,7 @@ class Direct(ReferenceBackend):
     def load(self, subgraph, weights, limits):
         return Unit(self.shared, subgraph, super().load(subgraph, weights, limits))
 
-    def open_ring(self, slots, slot_bytes, *, through_host=False):
+    def open_ring(self, slots, slot_bytes, link):
         assert slots > 0 < slot_bytes
         records = queue.Queue(slots)
         return Ring(self.shared, records, Take), records
@@ -137,7 +137,7 @@ class Slow(Direct):
 class Far(Direct):
     """Which others can open, but not reach."""
 
-    def open_ring(self, slots, slot_bytes, *, through_host=False):
+    def open_ring(self, slots, slot_bytes, link):
         return Ring(self.shared, queue.Queue(slots), Take), "anything"
 
     def join_ring(self, opened):
