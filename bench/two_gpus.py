@@ -1,7 +1,7 @@
 """Attention on one GPU, feed-forward on another: what a cut leaves of the speed.
 
     python bench/two_gpus.py [--quantization Q8_0] [--layers 32] [--runs 5] [--folder /tmp]
-                             [--json FILE]
+                             [--only PLACEMENT ...] [--json FILE]
 
 A model of 8B's shape and random weights. Every device is a Ray actor on a GPU of its own. Each
 placement is loaded once; they take turns, and each figure is the median of its turns.
@@ -12,6 +12,7 @@ placement is loaded once; they take turns, and each figure is the median of its 
 - cut, two actors on one GPU: each has a process, and the GPU gives them turns.
 - cut, through the host: the same, in memory of the host, as if the GPUs could not reach each other.
 - cut, over NCCL: as between machines; with NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 over sockets.
+- cut, sealed sockets: what machines use where there is no NCCL.
 - cut, host signals: each record goes through the ring of two processes.
 - decode: one token of each of 1 or 16 sequences, greedy; prompt: 512 tokens in one step, each
   time others, to the first token.
@@ -51,11 +52,13 @@ PLACEMENTS: dict[str, dict[str, Any]] = {
     "cut, devices signal": {"devices": TWO, "place": CUT},
     "cut, through the host": {"devices": TWO, "place": CUT},
     "cut, over NCCL": {"devices": TWO, "place": CUT},
+    "cut, sealed sockets": {"devices": TWO, "place": CUT},
     "cut, host signals": {"devices": TWO, "place": CUT},
 }
 LINKS = {
     "cut, through the host": costs.PINNED,
     "cut, over NCCL": costs.NCCL,
+    "cut, sealed sockets": "tcp",
     "cut, host signals": "ring",
 }
 LIMITS = {"ctx_size": 1024, "max_sequences": 16, "max_rows": PROMPT, "cache_type": "f16"}
@@ -116,16 +119,18 @@ def main() -> None:
     parser.add_argument("--quantization", default="Q8_0")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", nargs="+", default=[*PLACEMENTS], help="placements, by name")
     parser.add_argument("--folder", type=Path, default=Path("/tmp"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     path = options.folder / "bench-two-gpus.gguf"
     shape = replace(SHAPES["8b"], layers=options.layers)
     clock, turns = Clock(), []
+    names = dict.fromkeys(("unsplit", *options.only))
     try:
         write_random_model(path, options.quantization, shape, 4096, tied=False, repeat=True)
         with ExitStack() as stack:
-            engines = {name: stack.enter_context(load(path, name)) for name in PLACEMENTS}
+            engines = {name: stack.enter_context(load(path, name)) for name in names}
             clock.turn(engines)
             turns = [clock.turn(engines) for _ in range(options.runs)]
             links = {n: sorted({t.link for t in e.plan.transfers}) for n, e in engines.items()}
