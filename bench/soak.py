@@ -8,7 +8,7 @@ them but the first, whose process lives from the beginning to the end. Every lap
 ends in the plan of the beginning; there the memory, the open files and the threads of the engine's
 process and of each device are counted, the files in /dev/shm, and the objects in Ray's store.
 
-It fails when the last third of the laps has more than the middle one, beyond what the measure
+It fails when the last third of the laps has more than both others, beyond what the measure
 itself varies by, when a request fails, or when something is left at the end. In the first third
 caches fill, allocators find their level, and code is run for the first time: it is shown, not
 judged.
@@ -50,7 +50,7 @@ SPECS = {name: f"{name}:threads=1" for name in "abc"}
 PLACE = {"*": "a", "kind:ffn": "b", "head": "c"}
 MEMORY_GROWTH = 0.02
 MEMORY_BYTES = {"files": 8 << 20}
-"""From the middle third to the last: what allocators vary by, and what mapped weights do, which
+"""From the earlier thirds to the last: what allocators vary by, and what mapped weights do, which
 count for a process by how many others map them as well."""
 COUNT_GROWTH = 3
 """Open files, threads, objects, files of shared memory."""
@@ -241,7 +241,7 @@ def rows_of(laps: Sequence[dict[str, dict[str, int]]]) -> list[dict[str, Any]]:
             least = MEMORY_BYTES.get(kind, 4 << 20)
             room = max(MEMORY_GROWTH * middle, least) if memory else COUNT_GROWTH
             slope = statistics.linear_regression(range(len(series)), series).slope
-            flat = last - middle <= room or kind in RAYS
+            flat = last - max(first, middle) <= room or kind in RAYS
             rows.append(
                 {"of": owner, "what": kind, "first": first, "middle": middle, "last": last,
                  "a_lap": slope, "flat": flat}
