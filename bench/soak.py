@@ -9,9 +9,7 @@ ends in the plan of the beginning; there the memory, the open files and the thre
 process and of each device are counted, the files in /dev/shm, and the objects in Ray's store.
 
 It fails when the last third of the laps has more than both others, beyond what the measure
-itself varies by, when a request fails, or when something is left at the end. In the first third
-caches fill, allocators find their level, and code is run for the first time: it is shown, not
-judged.
+itself varies by, when a request fails, or when something is left at the end.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from filelock import FileLock
 from numba.core.compiler_lock import global_compiler_lock
 
 from raygraft.kernels.cache_folder import cache_path
+from raygraft.kernels.interrupts import held_back
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class _Turn:
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
         """Within the outermost scope a turn is kept, once it was taken."""
-        with global_compiler_lock:
+        with held_back(), global_compiler_lock:
             self._depth += 1
             try:
                 yield

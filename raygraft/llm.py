@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -101,8 +102,10 @@ class LLM:
         )
         check_early(graph, rules, specs)
         self._metrics: EngineMetrics | None = None
-        self._doorkeeper: Doorkeeper | None = None
+        self._held = ExitStack()
+        """What was started, to be ended from the last to the first."""
         fleet = _start_fleet(specs, runtime, address, progress, spares)
+        self._held.callback(fleet.shutdown)
         try:
             self.verification: Results = {}
             if verify:
@@ -131,16 +134,16 @@ class LLM:
             self._recovery = Recovery(self._engine, on_loss, self._replanner)
             self._recovery.load()
             self._thread = EngineThread(self._engine, self._recovery)
+            self._held.callback(self._thread.shutdown)
             self._moves = Moves(self._thread, self.model.file)
             self._fleet = fleet
             if name is not None:
-                self._doorkeeper = self._open(name)
+                self._held.callback(self._open(name).close)
             if runtime == "ray":
                 self._metrics = self._measured(name or "engine")
+                self._held.callback(self._metrics.close)
         except BaseException:
-            if hasattr(self, "_moves"):
-                self.close()
-            fleet.shutdown()
+            self.close()
             raise
         self._load_seconds = time.perf_counter() - began
 
@@ -229,11 +232,7 @@ class LLM:
 
     def close(self) -> None:
         """End all devices, and the Ray that was started for them."""
-        if self._metrics is not None:
-            self._metrics.close()
-        if self._doorkeeper is not None:
-            self._doorkeeper.close()
-        self._thread.shutdown()
+        self._held.close()
 
     def generate(
         self,

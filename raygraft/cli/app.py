@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 import raygraft
-from raygraft.cli import bench, chat, ctl, devices, plan, regions, run, verify
+from raygraft.cli import INTERRUPTED, bench, chat, ctl, devices, plan, regions, run, verify
 from raygraft.graph.errors import RaygraftError
 
 
@@ -25,7 +25,7 @@ class Commands(TyperGroup):
             raise typer.Exit(error.exit_code) from error
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(

@@ -44,9 +44,8 @@ def chat(
         if opening:
             model.check_prompt(model.encode_chat(opening), loading.ctx_size)
 
-    llm = loading.load(check, quiet=as_json)
     messages = list(opening)
-    with llm:
+    with loading.loaded(check, quiet=as_json) as llm:
         while (line := _read_line()) is not None:
             if line == "/clear":
                 messages = list(opening)

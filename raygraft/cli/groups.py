@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -83,30 +84,34 @@ class Loading:
     spares: o.SparesOption = 0
     name: o.NameOption = None
 
-    def load(self, check: Callable[[Model], None], *, quiet: bool) -> LLM:
+    @contextmanager
+    def loaded(self, check: Callable[[Model], None], *, quiet: bool) -> Iterator[LLM]:
         """The model on its devices. `check` may refuse it before any device is started."""
         settings = o.configuration(
             self.devices, self.device, self.place, self.threads, self.region, self.override_tensor
         )
-        with progress(quiet=quiet) as say, warnings.catch_warnings():
-            print_warnings_as_lines()
-            model = Model(self.model, say)
-            check(model)
-            return LLM(
-                model,
-                devices=settings.devices,
-                place=settings.rules,
-                regions=settings.regions,
-                override_tensor=settings.override_tensor,
-                address=self.address,
-                ctx_size=self.ctx_size,
-                cache_type=self.cache_type,
-                verify=self.verify,
-                on_loss=self.on_loss,
-                spares=self.spares,
-                name=self.name,
-                progress=say,
-            )
+        with ExitStack() as held:
+            with progress(quiet=quiet) as say, warnings.catch_warnings():
+                print_warnings_as_lines()
+                model = Model(self.model, say)
+                check(model)
+                llm = LLM(
+                    model,
+                    devices=settings.devices,
+                    place=settings.rules,
+                    regions=settings.regions,
+                    override_tensor=settings.override_tensor,
+                    address=self.address,
+                    ctx_size=self.ctx_size,
+                    cache_type=self.cache_type,
+                    verify=self.verify,
+                    on_loss=self.on_loss,
+                    spares=self.spares,
+                    name=self.name,
+                    progress=say,
+                )
+                held.enter_context(llm)
+            yield llm
 
 
 @dataclass(frozen=True)

@@ -61,10 +61,9 @@ def run(
     if trace is not None:
         check_path(trace)
     params = sampling.params(n_predict, stop=tuple(stop or ()), logprobs=logprobs)
-    llm = loading.load(
+    with loading.loaded(
         lambda model: model.check_prompt(model.encode(text), loading.ctx_size), quiet=as_json
-    )
-    with llm:
+    ) as llm:
         if trace is not None:
             llm.start_trace()
         if as_json:

@@ -92,7 +92,7 @@ def test_ctrl_c_during_an_answer(long_model: Path) -> None:
         interrupt(process)
         _, said = process.communicate(timeout=20)
         assert time.monotonic() - asked < 8
-        assert process.returncode == 130
+        assert process.returncode == 130, said
         assert "Traceback" not in said
         assert said.splitlines()[-1] == "interrupted"
         assert eventually(lambda: not family.left(), 5), family.left()
@@ -112,7 +112,7 @@ def test_ctrl_c_before_an_answer(long_model: Path, stage: str) -> None:
         family = Family(process)
         interrupt(process)
         _, rest = process.communicate(timeout=20)
-        assert process.returncode == 130
+        assert process.returncode == 130, rest
         assert "Traceback" not in rest
         assert "interrupted" in rest
         assert eventually(lambda: not family.left(), 5), family.left()
