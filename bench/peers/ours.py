@@ -56,7 +56,7 @@ def _load(setup: Setup) -> LLM:
 
 def _rules(setup: Setup) -> Mapping[str, str]:
     if setup.cut == "attention":
-        return {"kind:attention": "a", "kind:ffn": "b"}
+        return {"*": "b", "kind:attention": "a"}
     if setup.cut == "halves":
         first, layers = balanced_split(setup.path)
         return {

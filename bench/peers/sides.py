@@ -36,7 +36,7 @@ class Setup:
     threads: int
     """Of each device."""
     cut: str | None = None
-    """"attention": attention on one device, feed-forward on another; "halves": the layers in two
+    """"attention": attention on one device, all else on another; "halves": the layers in two
     parts that read as many bytes each."""
     runtime: str = "ray"
     """Of ours: "ray" or "in-process"."""
