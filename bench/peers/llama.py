@@ -128,7 +128,8 @@ class LlamaCpp:
             parameters.n_gpu_layers = 99
         if setup.cut == "attention":
             cpu = function("ggml_backend_cpu_buffer_type", "ggml-base", ctypes.c_void_p)()
-            overrides = (_Override * 2)(_Override(b"ffn", cpu), _Override(None, None))
+            here = b"ffn|^output|^token_embd"  # all but attention
+            overrides = (_Override * 2)(_Override(here, cpu), _Override(None, None))
             parameters.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
             self._kept.append(overrides)
         if setup.cut == "halves":
