@@ -29,7 +29,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,18 +79,9 @@ def formats(options: argparse.Namespace) -> list[Row]:
 
 def batches(options: argparse.Namespace) -> list[Row]:
     """Decode of several sequences at once, uncut."""
-    workloads = [Workload(0, options.n_gen, batch) for batch in options.batch]
-    setup = _uncut(demo_file("Q4_1"), options, workloads)
-    rows = []
-    with Side("raygraft", [setup]) as ours, Side("llama.cpp", [setup]) as theirs:
-        for workload in workloads:
-            say(f"{workload.name}, batch {workload.batch}")
-            found = _pairs(ours, theirs, setup.name, workload, options)
-            rows.append({"batch": workload.batch} | _comparison(found, workload))
-    head = ["batch", "test", "ours / llama.cpp", "least to most", "ours t/s", "llama.cpp t/s"]
-    cells = [[row["batch"], *_comparison_cells(row)] for row in rows]
-    print_table(f"SmolLM2-135M Q4_1, uncut, {options.threads} threads", head, cells)
-    return rows
+    return _demo_rows(
+        options, "batch", {batch: Workload(0, options.n_gen, batch) for batch in options.batch}
+    )
 
 
 DRAWN: dict[str, dict[str, float]] = {
@@ -104,16 +95,26 @@ DRAWN: dict[str, dict[str, float]] = {
 
 def drawn(options: argparse.Namespace) -> list[Row]:
     """Decode with tokens that are drawn."""
-    setup = _uncut(demo_file("Q4_1"), options, [Workload(0, options.n_gen)])
+    return _demo_rows(
+        options,
+        "tokens",
+        {name: Workload(0, options.n_gen, sampling=own) for name, own in DRAWN.items()},
+    )
+
+
+def _demo_rows(
+    options: argparse.Namespace, column: str, workloads: Mapping[Any, Workload]
+) -> list[Row]:
+    """SmolLM2 Q4_1, uncut: a row for each workload, by what stands in its column."""
+    setup = _uncut(demo_file("Q4_1"), options, list(workloads.values()))
     rows = []
     with Side("raygraft", [setup]) as ours, Side("llama.cpp", [setup]) as theirs:
-        for name, sampling in DRAWN.items():
-            say(name)
-            workload = Workload(0, options.n_gen, sampling=sampling)
+        for what, workload in workloads.items():
+            say(f"{workload.name}, {column} {what}")
             found = _pairs(ours, theirs, setup.name, workload, options)
-            rows.append({"tokens": name} | _comparison(found, workload))
-    head = ["tokens", "test", "ours / llama.cpp", "least to most", "ours t/s", "llama.cpp t/s"]
-    cells = [[row["tokens"], *_comparison_cells(row)] for row in rows]
+            rows.append({column: what} | _comparison(found, workload))
+    head = [column, "test", "ours / llama.cpp", "least to most", "ours t/s", "llama.cpp t/s"]
+    cells = [[row[column], *_comparison_cells(row)] for row in rows]
     print_table(f"SmolLM2-135M Q4_1, uncut, {options.threads} threads", head, cells)
     return rows
 

@@ -14,17 +14,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
-from weakref import finalize
 
 from raygraft.graph.errors import LinkError
-from raygraft.graph.graph import Subgraph
 from raygraft.graph.operators import Value
 from raygraft.kernels.base import DeviceRing
-from raygraft.kernels.cuda.buffers import Counts, capacity
+from raygraft.kernels.cuda.buffers import Counts
+from raygraft.kernels.cuda.ring_end import RingEnd
 from raygraft.kernels.cuda.runner import CudaRunner
 from raygraft.kernels.cuda.sampled_rows import Wanted
 from raygraft.kernels.cuda.shared import Shared
-from raygraft.kernels.cuda.unit import Launches
 
 ON = "RAYGRAFT_NCCL"
 """Set to 1 in the environment of a device, on a network that NCCL is made for: over plain sockets
@@ -103,24 +101,12 @@ class NcclRing(DeviceRing):
         self.abort()
 
 
-class NcclUnit(Launches):
+class NcclUnit(RingEnd):
     """Receives a record's values, or sends them."""
 
     def __init__(self, ring: NcclRing, values: Sequence[Value]) -> None:
-        names = tuple(value.name for value in values)
-        known = {value.name: value for value in values}
-        takes = ring.rank == _TAKER
-        subgraph = Subgraph((), () if takes else names, names if takes else (), known)
-        super().__init__(subgraph, frozenset(subgraph.outputs))
+        super().__init__(ring.shared, values, takes=ring.rank == _TAKER)
         self._ring = ring
-        self._own = object()
-        finalize(self, ring.shared.arena.forget, self._own).atexit = False
-
-    def address(self, name: str, counts: Counts) -> int:
-        """Of a value's own memory, where it is received."""
-        value = self.subgraph.values[name]
-        size = capacity(counts.rows(value)) * value.row_bytes
-        return self._ring.shared.arena.room((self._own, name), size, f"the value {name}")
 
     def enqueue(self, counts: Counts, wanted: Wanted, given: Mapping[str, int]) -> dict[str, int]:
         """Launch. Nothing follows before a record is there, or on its way."""

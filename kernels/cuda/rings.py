@@ -15,22 +15,20 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
-from weakref import finalize
 
 import numpy as np
 
 from raygraft.graph.errors import LinkError
-from raygraft.graph.graph import Subgraph
 from raygraft.graph.operators import Value
 from raygraft.kernels.base import DeviceRing
 from raygraft.kernels.cuda import sources
 from raygraft.kernels.cuda.arguments import Ring, integer, long_integer, pointer
-from raygraft.kernels.cuda.buffers import Counts, capacity
+from raygraft.kernels.cuda.buffers import Counts
 from raygraft.kernels.cuda.gpu import Gpu
+from raygraft.kernels.cuda.ring_end import RingEnd
 from raygraft.kernels.cuda.runner import CudaRunner
 from raygraft.kernels.cuda.sampled_rows import Wanted
 from raygraft.kernels.cuda.shared import Shared
-from raygraft.kernels.cuda.unit import Launches
 
 _HEADER = 512  # as SLOTS in rings.cu
 _OWN_WORDS = 3
@@ -143,25 +141,13 @@ class CudaRing(DeviceRing):
         self._mapped, self._memory = 0, None
 
 
-class RingUnit(Launches):
-    """Takes a record's values, or puts them."""
+class RingUnit(RingEnd):
+    """Takes a record's values from memory that two GPUs have mapped, or puts them there."""
 
     def __init__(self, ring: CudaRing, values: Sequence[Value]) -> None:
-        names = tuple(value.name for value in values)
-        known = {value.name: value for value in values}
-        takes = ring.kernel == "take"
-        subgraph = Subgraph((), () if takes else names, names if takes else (), known)
-        super().__init__(subgraph, frozenset(subgraph.outputs))
+        super().__init__(ring.shared, values, takes=ring.kernel == "take")
         self._ring = ring
         self._gpu = ring.shared.gpu
-        self._own = object()
-        finalize(self, ring.shared.arena.forget, self._own).atexit = False
-
-    def address(self, name: str, counts: Counts) -> int:
-        """Of a value's own memory, where it is taken to."""
-        value = self.subgraph.values[name]
-        size = capacity(counts.rows(value)) * value.row_bytes
-        return self._ring.shared.arena.room((self._own, name), size, f"the value {name}")
 
     def enqueue(self, counts: Counts, wanted: Wanted, given: Mapping[str, int]) -> dict[str, int]:
         """Launch. Nothing follows before a record has been taken, or there was room for it."""
