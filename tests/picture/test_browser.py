@@ -109,7 +109,12 @@ function use() {
   found.errors = errors;
   return found;
 }
-document.body.dataset.found = JSON.stringify(use());
+// A window that is not in focus yet tells elements nothing of theirs.
+function whenInFocus() {
+  if (document.hasFocus()) document.body.dataset.found = JSON.stringify(use());
+  else setTimeout(whenInFocus, 1);
+}
+whenInFocus();
 </script>"""
 
 
@@ -131,6 +136,7 @@ def read_in_browser(made: Planned, folder: Path, *flags: str) -> dict[str, Any]:
         "--disable-sync",
         f"--user-data-dir={folder / 'profile'}",
         "--window-size=1500,1000",
+        "--virtual-time-budget=100000",  # as long as the page waits for something
         *flags,
         "--dump-dom",
         file.as_uri(),
