@@ -7,8 +7,9 @@ and says of such a row which row of the step before draws its token. Devices fin
 
 The engine then works while devices compute. Where they have all cores of its machine, it would take
 one from them in the middle of a step, and what is won is lost. There it sends several steps in one
-header, and waits for all of them: each row goes on with the token that it draws. While such a burst
-lasts nobody joins, and what a sequence draws after its end is thrown away; so it is short.
+header, and waits for all of them: each row goes on with the token that it draws. A round of several
+half-batches is as many steps for each. While such a burst lasts nobody joins, and what a sequence
+draws after its end is thrown away; so it is short.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from raygraft.placement.plan import Plan
 
 MOST_IN_FLIGHT = 2
 """Steps, with the one that is sent ahead."""
-BURST_SECONDS = 0.02
-"""How long a burst may last: less than what a reader of the tokens notices."""
+BURST_SECONDS = 0.04
+"""How long a burst may last, but for its last step: less than what a reader notices."""
 
 
 def can_be_sent_ahead(plan: Plan, graph: Graph) -> bool:

@@ -82,7 +82,8 @@ def run_turns(t: Tables, first: int, last: int, halves: int, timeout_ns: int) ->
         put_word(t.state + TURN, first)
         for number in range(halves):
             half = t.halves + 56 * number
-            call(word(t.state + GO_ON), (word(half + _STEP_ADDRESS),))
+            if word(half + _ROWS) > 0:
+                call(word(t.state + GO_ON), (word(half + _STEP_ADDRESS),))
             put_word(half + _STEP, word(half + _STEP) + 1)
 
 

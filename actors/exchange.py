@@ -39,6 +39,8 @@ class HalfBatch:
     values: dict[str, Array]
     ahead: bool
     """Whether it was sent before all its tokens were known."""
+    drawn: Array | None = None
+    """The tokens that it drew, where it did so here."""
 
 
 class Exchange:
@@ -93,9 +95,9 @@ class Exchange:
         self._held = []
 
     def release(self) -> None:
-        """Send what was kept."""
+        """Send what was kept, one half-batch after the other."""
         held, self._held = self._held or [], None
-        for record, transfer, device in held:
+        for record, transfer, device in sorted(held, key=lambda kept: kept[0].step):
             self._put(record, transfer, device)
 
     def _receive(self, receiver: Receiver, device: DeviceWorker) -> Record:

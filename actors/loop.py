@@ -92,25 +92,30 @@ class ResidentLoop:
         header, self._early = self._early or self._records.header(self._first), None
         if header.kind is RecordKind.SHUTDOWN:
             return False
-        halves = [self._begin(header)]
-        count = header.transfer
-        if count == 1:
-            self._go_on(halves[0], steps_of(header))
-            return True
-        self._take_turns(halves, count)
+        halves, count, steps = [self._begin(header)], header.transfer, steps_of(header)
+        if steps > 1:
+            self._take_several(halves, count, steps)
+        elif count == 1 and self._start(halves[0], self._whole_turn):
+            self._finish()
+        else:
+            self._take_turns(halves, count)
+            self._forget(halves)
+        return True
+
+    def _forget(self, halves: Sequence[HalfBatch]) -> None:
+        """A step of these is done here."""
         for half in halves:
             del self._records.values[half.header.step]
-        return True
 
     def _take_turns(self, halves: list[HalfBatch], count: int) -> None:
         """All turns of a round of `count` half-batches, of which the first one is here."""
         number = 0
         if count > 1:
             turn, number = self._turns.at(0, apart=self._tracing)
-            self._take_turn(turn, halves[0], count)
-            while len(halves) < count:
-                halves.append(self._begin(self._records.header(self._first)))
-                self._take_turn(turn, halves[-1], count)
+            for place in range(count):
+                if place == len(halves):
+                    halves.append(self._begin(self._records.header(self._first)))
+                self._take_turn(turn, halves[place], count)
         while number < len(self._turns):
             done = self._run_native(number, halves)
             if done == number:
@@ -119,23 +124,18 @@ class ResidentLoop:
                     self._take_turn(turn, half, count)
             number = done
 
-    def _go_on(self, half: HalfBatch, steps: int) -> None:
-        """A round of one half-batch, and those that follow in a burst.
-
-        What a burst yields goes to the engine when all of it is done.
-        """
-        if steps == 1 and self._start(half, self._whole_turn):
-            self._finish()
+    def _take_several(self, halves: list[HalfBatch], count: int, steps: int) -> None:
+        """A burst: a round of several steps. What it yields goes out when all of them are done."""
+        while len(halves) < count:
+            halves.append(self._begin(self._records.header(self._first)))
+        if (count == 1 and self._run_several(halves[0], steps)) or self._run_burst(halves, steps):
             return
-        if steps > 1 and (self._run_several(half, steps) or self._run_burst(half, steps)):
-            return
-        if steps > 1:
-            self._records.hold()
+        self._records.hold()
         for left in range(steps, 0, -1):
-            self._take_turns([half], 1)
-            del self._records.values[half.header.step]
+            self._take_turns(halves, count)
+            self._forget(halves)
             if left > 1:
-                half = self._following(half)
+                halves = [self._following(half) for half in halves]
         self._records.release()
 
     def _run_several(self, half: HalfBatch, steps: int) -> bool:
@@ -152,28 +152,24 @@ class ResidentLoop:
         self._account(turn, began)
         for left, outputs in zip(range(steps, 0, -1), found, strict=True):
             self._give(turn, half, {name: outputs[name] for name in turn.outputs})
-            del self._records.values[half.header.step]
+            self._forget([half])
             if left > 1:
                 half = self._following(half)
         return True
 
-    def _run_burst(self, half: HalfBatch, steps: int) -> bool:
+    def _run_burst(self, halves: Sequence[HalfBatch], steps: int) -> bool:
         """A burst of which this actor takes all turns without Python; whether it can."""
-        if half.step is None or self._native.end_of(0) < len(self._turns):
+        if not self._native.can_go_on(len(halves)) or self._run_native(0, halves, steps) == 0:
             return False
-        if self._run_native(0, [half], steps) == 0:
-            return False
-        for worker in self._devices.values():
-            worker.counters.steps += steps - 1
-            worker.counters.rows += (steps - 1) * half.step.rows
-        del self._records.values[half.header.step]
+        for half in halves:
+            self._count(half.step, steps - 1)
+        self._forget(halves)
         return True
 
     def _following(self, half: HalfBatch) -> HalfBatch:
         """The next one of a burst."""
-        assert half.step is not None
         header = replace(half.header, step=half.header.step + 1)
-        step = step_after(half.step, self._drawn if self._draws else None)
+        step = None if half.step is None else step_after(half.step, half.drawn)
         return self._enter(header, step, ahead=False)
 
     @property
@@ -215,7 +211,7 @@ class ResidentLoop:
         self._account(turn, max(started.began, self._ended))
         self._ended = time.perf_counter()
         self._give(turn, half, {name: outputs[name] for name in turn.outputs})
-        del self._records.values[half.header.step]
+        self._forget([half])
 
     def _follows(self, header: Record) -> bool:
         """Whether it is the header of a step that can be started while another one is computed."""
@@ -237,15 +233,19 @@ class ResidentLoop:
         return self._enter(header, step, ahead=ahead)
 
     def _enter(self, header: Record, step: Step | None, *, ahead: bool) -> HalfBatch:
+        self._count(step, 1)
+        return HalfBatch(header, step, self._records.values.setdefault(header.step, {}), ahead)
+
+    def _count(self, step: Step | None, steps: int) -> None:
+        """So many steps like this one are computed."""
         if step is not None:
             for worker in self._devices.values():
-                worker.counters.steps += 1
-                worker.counters.rows += step.rows
-        return HalfBatch(header, step, self._records.values.setdefault(header.step, {}), ahead)
+                worker.counters.steps += steps
+                worker.counters.rows += steps * step.rows
 
     def _run_native(self, first: int, halves: Sequence[HalfBatch], steps: int = 1) -> int:
         """Take turns from `first` on without Python, if they can be; the first that is left."""
-        last = self._native.end_of(first, len(halves))
+        last = self._native.end_of(first, early=len(halves) > 1 and steps == 1)
         if last == first or self._tracing:
             return first
         prepared = [
@@ -270,13 +270,14 @@ class ResidentLoop:
             for half in halves[place:]:
                 self._take_turn(self._turns.single(number), half, len(halves))
             number += 1
-        elif len(halves) == 1:
-            self._send_samples(self._turns.single(last - 1), halves[0], steps)
+        elif len(halves) == 1 or steps > 1:
+            for half in halves:
+                self._send_samples(self._turns.single(last - 1), half, steps)
         return number
 
     def _send_samples(self, turn: Turn, half: HalfBatch, steps: int) -> None:
         """Send what native turns have sampled, step by step; `turn` was the last of them."""
-        for number, samples in enumerate(self._native.sampled(steps)):
+        for number, samples in enumerate(self._native.sampled(half.step, steps)):
             header = replace(half.header, step=half.header.step + number)
             own = HalfBatch(header, half.step, samples, half.ahead)
             for transfer in turn.send:
@@ -297,7 +298,7 @@ class ResidentLoop:
             place = (turn.stages[0].number, half.header.step, half.header.half_batch)
             device.trace.add(EventKind.STAGE, *place, began)
         if count > 1:  # a runner may write its results where it wrote those of its last run
-            for name in outputs.keys() - turn.forget:
+            for name in outputs.keys() - turn.forget | outputs.keys() & {self._draws}:
                 outputs[name] = outputs[name].copy()
         self._give(turn, half, outputs)
 
@@ -306,7 +307,7 @@ class ResidentLoop:
         assert half.step is not None
         half.values.update(outputs)
         if self._draws in outputs:
-            self._drawn = outputs[self._draws]
+            self._drawn = half.drawn = outputs[self._draws]
         for name, transfer in turn.written:
             counters = self._devices[name].counters
             counters.records_sent += 1

@@ -78,22 +78,29 @@ class NativeTurns:
         if any(self.possible):
             self._make_tables()
 
-    def end_of(self, first: int, halves: int = 1) -> int:
+    def end_of(self, first: int, *, early: bool = False) -> int:
         """The end of the possible turns from `first` on; `first` if there are none.
 
-        What one of several half-batches samples goes out before the next one's turn.
+        What is sampled may have to go out `early`: before another half-batch takes the same turn.
         """
         end = first
         while end < len(self.possible) and self.possible[end]:
-            if halves > 1 and self._samples_of(self._turns[end]):
+            if early and self._samples_of(self._turns[end]):
                 break
             end += 1
         return end
 
+    def can_go_on(self, halves: int) -> bool:
+        """Whether all turns are possible, of one step after the other.
+
+        Records of several half-batches have to come in the order in which they are taken.
+        """
+        return self.end_of(0) == len(self._turns) and (halves == 1 or _stage_by_stage(self._turns))
+
     def begin(self, first: int, last: int, halves: Sequence[Half], steps: int = 1) -> bool:
         """Prepare turns `first:last`; False when records for them are there already.
 
-        `steps` that follow each other are all turns of one half-batch, so many times.
+        With `steps` that follow each other it is all turns, so many times.
         """
         expected = {v for turn in self._turns[first:last] for t in turn.receive for v in t.values}
         if any(not expected.isdisjoint(half.values) for half in halves):
@@ -142,12 +149,11 @@ class NativeTurns:
                 half.values[name] = self._view(name, home, half.step)
         return turn, place
 
-    def sampled(self, steps: int) -> Iterator[dict[str, Array]]:
-        """What each of the steps has sampled, where a turn that did so was taken."""
-        (half,) = self._halves
+    def sampled(self, step: Step | None, steps: int) -> Iterator[dict[str, Array]]:
+        """What a step that was run, and those that followed it, sampled if it was their turn."""
         sampled = any(self._samples_of(turn) for turn in self._turns[self._first : self._last])
-        if sampled and self._sampler is not None and half.step is not None:
-            yield from (self._sampler.sampled(half.step, number) for number in range(steps))
+        if sampled and self._sampler is not None and step is not None:
+            yield from (self._sampler.sampled(step, number) for number in range(steps))
 
     @property
     def totals(self) -> dict[str, tuple[float, float, int, int]]:
@@ -284,6 +290,14 @@ def _values_of(turn: StageTurn) -> set[str]:
     """All values that a turn receives, reads, makes or sends."""
     sent = {v for t in (*turn.receive, *turn.send) for v in t.values}
     return sent | {*turn.stage.inputs, *turn.stage.outputs}
+
+
+def _stage_by_stage(turns: Sequence[StageTurn]) -> bool:
+    """Whether each turn takes from an actor what one stage of it sends, and takes all of that."""
+    pairs = {(t.source, t.source_stage, turn.stage.number) for turn in turns for t in turn.receive}
+    sent = {(source, stage) for source, stage, _ in pairs}
+    taken = {(source, number) for source, _, number in pairs}
+    return len(pairs) == len(sent) == len(taken)
 
 
 def _live_before(turns: Sequence[StageTurn]) -> list[frozenset[str]]:

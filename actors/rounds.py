@@ -1,13 +1,14 @@
 """Half-batches in flight: headers out, results in, and how long to wait for them.
 
 Headers go out in rounds of one or more half-batches, in turn; a half-batch's next header goes out
-as soon as its last result is back, while the others are still being computed. Where nothing is
-split, the next header goes out earlier still, if it can: see `ahead.py`. Results come back in the
-order of the headers.
+as soon as its last result is back, while the others are still being computed. It may go out earlier
+still where nothing is split, or a round may be several steps: see `ahead.py`. Results come back in
+the order of the headers.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,7 +71,7 @@ class Rounds:
     ) -> None:
         """`half_batches` are as many as pay, or as many as are given.
 
-        Where nothing is split, steps are sent `ahead` of the tokens they need, or in `bursts`.
+        Steps are sent `ahead` of the tokens they need, where nothing is split, or in `bursts`.
         """
         self.wires = wires
         self.in_flight: deque[InFlight] = deque()
@@ -84,14 +85,13 @@ class Rounds:
         self._epoch = epoch
         self._ahead = ahead
         self._bursts = bursts
-        self._size = 1
+        self._size = self._steps = 1
+        """Half-batches of the round, and steps."""
         self._next = 0
         self._back = 0.0
         """When the last result came."""
         self.took = 0.0
         """Seconds that its half-batch took."""
-        self._decode_seconds = 0.0
-        """The same of the last one that only decoded."""
 
     def send(self, scheduler: Scheduler) -> Iterator[InFlight]:
         """Send the headers of all half-batches that are not in flight; yields each with rows."""
@@ -100,11 +100,13 @@ class Rounds:
             if begins:
                 scheduler.admit()
                 self._size = self.sizes.choose(scheduler.decoding, scheduler.prompt_rows)
+                self._steps = self._burst(scheduler)
+                self.sizes.lasts(self._steps)
             chunks = scheduler.choose(self._size, self._size - self._next, drawn)
             if begins and not chunks:
                 self.sizes.pause()
                 return  # no round begins before there is something to do
-            yield from self._send_header(chunks, self._following(scheduler, chunks))
+            yield from self._send_header(chunks, scheduler.continued(chunks, self._steps - 1))
 
     def _drawn(self, scheduler: Scheduler) -> Mapping[GeneratedSequence, int] | None:
         """Tokens that are not known when the next half-batch is sent; None when it must wait."""
@@ -119,22 +121,12 @@ class Rounds:
         whole = self.sizes.never_splits(scheduler.decoding)
         return scheduler.next_of(latest.chunks) if whole else None
 
-    def _following(
-        self, scheduler: Scheduler, chunks: Sequence[Chunk]
-    ) -> Sequence[Sequence[Chunk]]:
-        """What comes after a half-batch in a burst, step by step."""
-        if not (self._bursts and self._decode_seconds and self._size == 1):
-            return ()
-        decodes = all(chunk.rows == chunk.logits == 1 for chunk in chunks)
-        if not decodes or scheduler.prompt_rows or not self.sizes.never_splits(len(chunks)):
-            return ()
-        steps = [chunks]
-        while len(steps) < min(BURST_STEPS, BURST_SECONDS / self._decode_seconds):
-            drawn = scheduler.next_of(steps[-1])
-            if drawn is None or [*drawn] != [chunk.sequence for chunk in chunks]:
-                break
-            steps.append(scheduler.choose(1, 1, drawn))
-        return steps[1:]
+    def _burst(self, scheduler: Scheduler) -> int:
+        """Steps of the round that begins."""
+        seconds = self.sizes.seconds(scheduler.decoding) if self._bursts else 0.0
+        if not seconds:
+            return 1
+        return scheduler.certain_steps(min(BURST_STEPS, math.ceil(BURST_SECONDS / seconds)))
 
     def began(self, sent: InFlight) -> float:
         """When the devices could begin with the oldest half-batch in flight."""
@@ -156,10 +148,10 @@ class Rounds:
             self._trace.received(record, began)
         self.in_flight.popleft()
         now = time.monotonic()
-        if sent.burst:
+        if sent.burst == 1 or (
+            sent.burst and not sent.half_batch
+        ):  # those of a burst come together
             self.took = (now - self.began(sent)) / sent.burst
-        if not sent.prefill:
-            self._decode_seconds = self.took
         self.deadlines.note(sent.rows, self.took)
         self._back = now
         return sent, record
@@ -167,7 +159,7 @@ class Rounds:
     def complete(self) -> None:
         """Devices wait for all headers of a round: send those that are missing, empty."""
         while self._next:
-            self._send_header(())
+            self._send_header((), ((),) * (self._steps - 1))
 
     def shut_down(self) -> None:
         """Tell all loops to end, as far as they can be told."""
@@ -185,12 +177,12 @@ class Rounds:
         self.wires.results.close()
 
     def _send_header(
-        self, chunks: Sequence[Chunk], following: Sequence[Sequence[Chunk]] = ()
+        self, chunks: Sequence[Chunk], following: Sequence[Sequence[Chunk]]
     ) -> list[InFlight]:
         """Send the header of the next half-batch, and of those that follow it, to every device."""
         began = time.perf_counter()
         number, size = self._next, self._size
-        first, steps = self.step + 1, 1 + len(following)
+        first, steps = self.step + 1, self._steps
         self.step += steps
         header = header_of(
             chunks, epoch=self._epoch, step=first, half_batch=number, half_batches=size, steps=steps

@@ -136,6 +136,26 @@ class Scheduler:
         new = sum(len(sequence.pages) * size == sequence.computed for sequence in found)
         return found if new <= self.pages.free else None
 
+    def certain_steps(self, most: int) -> int:
+        """For how many steps, at least one, all sequences go on whatever is drawn for them.
+
+        There are pages for all of these. What is in flight counts as computed.
+        """
+        going = [s for s in self.running if s.computed + 1 < s.limit]
+        if self.prompt_rows or any(s.params.penalises or s.scoring or s.leaving for s in going):
+            return 1
+        steps = min([most, *(s.limit - 1 - s.computed for s in going)])
+        while steps > 1 and self._new_pages(going, steps) > self.pages.free:
+            steps -= 1
+        return max(1, steps)
+
+    def continued(self, chunks: Sequence[Chunk], steps: int) -> list[Sequence[Chunk]]:
+        """What follows these chunks of a decode step in so many more, which are certain."""
+        return [
+            [chunk for before in chunks if (chunk := self._chunk(before.sequence, 1))]
+            for _ in range(steps)
+        ]
+
     def choose(
         self, half_batches: int, left: int, drawn: Mapping[GeneratedSequence, int] = _NOTHING
     ) -> list[Chunk]:
@@ -241,6 +261,11 @@ class Scheduler:
         if not sequence.in_flight:
             self.pages.give_back(sequence.pages)
             sequence.pages, sequence.computed, sequence.published = array("i"), 0, 0
+
+    def _new_pages(self, sequences: Sequence[GeneratedSequence], tokens: int) -> int:
+        """Pages to be taken so that all these sequences have room for so many tokens more."""
+        needed = (self.pages.needed(s.computed + tokens) - len(s.pages) for s in sequences)
+        return sum(max(0, pages) for pages in needed)
 
     def _promised(self, sequence: GeneratedSequence) -> int:
         """Pages that a running sequence needs for the ids that it has, and has not taken yet."""

@@ -119,7 +119,7 @@ def ring_slots(plan: Plan, source: str, target: str, half_batches: int = 1) -> i
     """
     own = [t for t in records_of(plan) if (t.source, t.target) == (source, target)]
     if target == ENGINE:
-        return max(1, len(own)) * max(BURST_STEPS, half_batches)
+        return max(1, len(own)) * BURST_STEPS * half_batches
     taken_at = {
         t.number: turn.stage.number
         for turn in schedule_of(plan, target).turns

@@ -2,7 +2,7 @@
 
 import pytest
 from engine.comparison import largest_difference
-from engine.engines import GREEDY, alone, engine
+from engine.engines import ATTENTION_AND_FFN, GREEDY, alone, engine
 
 from raygraft import LLM, SamplingParams
 from raygraft.actors import rounds
@@ -13,6 +13,11 @@ from raygraft.placement.schedule import BURST_STEPS
 PROMPTS = [[5 * n + 1, 5 * n + 2, 5 * n + 3][: 1 + n % 3] for n in range(5)]
 SEEDED = SamplingParams(temperature=1.1, top_k=20, seed=5, max_tokens=20, ignore_eos=True)
 CUT = {"*": "a", "kind:ffn": "b"}
+CUTS = {
+    "attention": ATTENTION_AND_FFN,
+    "three": {"*": "a", "kind:attention": "b", "blk.1.ffn": "c"},
+    "skipped": {"*": "a", "kind:core": "b"},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +45,54 @@ def test_bursts_change_no_token(tiny_model, params, place):
         counters = one.fleet.counters()
         assert {own.steps for own in counters.values()} == {params.max_tokens}
     assert answers == alone(tiny_model, prompts, params)
+
+
+@pytest.mark.parametrize("half_batches", [1, 2, None])
+@pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize("cut", CUTS)
+def test_half_batches_go_on_together(tiny_model, cut, params, half_batches):
+    with engine(tiny_model, place=CUTS[cut], half_batches=half_batches) as split:
+        answers = split.finish([split.add(prompt, params) for prompt in PROMPTS])
+        rounds_of = {}
+        for header in split.headers:
+            if header.half_batch == 0:
+                latest = rounds_of[header.step] = []
+            latest.append((header.step, steps_of(header)))
+        assert max(steps for own in rounds_of.values() for _, steps in own) == BURST_STEPS
+        if half_batches:
+            assert {len(own) for own in rounds_of.values()} == {half_batches}
+        for first, own in rounds_of.items():  # all of a round go on for as many steps
+            assert own == [(first + n * own[0][1], own[0][1]) for n in range(len(own))]
+    assert answers == alone(tiny_model, PROMPTS, params)
+
+
+def test_a_round_that_was_sent_in_part_is_completed(tiny_model):
+    """As before a move: the other half-batch has no rows, in as many steps."""
+    with engine(tiny_model, place=ATTENTION_AND_FFN, half_batches=2) as split:
+        sequences = [split.add(prompt, GREEDY) for prompt in PROMPTS]
+        while not any(steps_of(header) > 1 for header in split.headers):
+            split.step()
+        assert [sent.half_batch for sent in split.rounds.in_flight][-1] == 0
+        empty = len(split.headers)
+        while split.in_flight:
+            split.step(sends=False)
+        assert [len(header.tensors) for header in split.headers[empty:]] == [0]
+        answers = split.finish(sequences)
+    assert answers == alone(tiny_model, PROMPTS, GREEDY)
+
+
+def test_an_end_in_one_half_batch(tiny_model):
+    """It leaves with the burst; the other goes on."""
+    free = alone(tiny_model, PROMPTS, GREEDY)
+    params = SamplingParams(
+        temperature=0, max_tokens=16, ignore_eos=True, stop_token_ids=(free[0][3], free[4][6])
+    )
+    expected = alone(tiny_model, PROMPTS, params)
+    assert {len(answer) for answer in expected} > {16}
+    with engine(tiny_model, place=ATTENTION_AND_FFN, half_batches=2) as split:
+        assert split.finish([split.add(prompt, params) for prompt in PROMPTS]) == expected
+        split.drain()
+        assert split.scheduler.pages.free == split.scheduler.pages.blocks
 
 
 def test_a_burst_is_as_long_as_its_time(tiny_model, monkeypatch):

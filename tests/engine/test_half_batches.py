@@ -8,9 +8,9 @@ from engine.engines import ATTENTION_AND_FFN, GREEDY, HALVES, alone, engine
 
 from raygraft import LLM, SamplingParams
 from raygraft.actors.half_batches import (
-    KEPT_ROUNDS,
-    MOST_KEPT_ROUNDS,
-    TRIAL_ROUNDS,
+    KEPT_STEPS,
+    MOST_KEPT_STEPS,
+    TRIAL_STEPS,
     HalfBatches,
 )
 from raygraft.actors.header import step_of
@@ -113,12 +113,12 @@ class Clock:
 def test_the_faster_way_is_kept_and_tried_again(seconds, best):
     clock = Clock(seconds)
     halves = HalfBatches(2, clock=lambda: clock.now)
-    trial = clock.run(4 * TRIAL_ROUNDS, halves, 8)
-    assert {*trial[: 2 * TRIAL_ROUNDS]} == {1, 2}
-    assert set(trial[-TRIAL_ROUNDS:]) == {best}
+    trial = clock.run(4 * TRIAL_STEPS, halves, 8)
+    assert {*trial[: 2 * TRIAL_STEPS]} == {1, 2}
+    assert set(trial[-TRIAL_STEPS:]) == {best}
     clock.seconds = {1: 1.0, 2: 1.0 if best == 1 else 2.0}
     clock.seconds[1 if best == 2 else 2] = 0.5
-    later = clock.run(KEPT_ROUNDS + 4 * TRIAL_ROUNDS, halves, 8)
+    later = clock.run(KEPT_STEPS + 4 * TRIAL_STEPS, halves, 8)
     assert later[0] == best
     assert later[-1] == 3 - best
 
@@ -126,12 +126,12 @@ def test_the_faster_way_is_kept_and_tried_again(seconds, best):
 def test_a_winner_is_kept_longer_each_time():
     """A trial that was won by chance is soon forgotten; a sure winner is seldom tried again."""
     clock = Clock({1: 4.0, 2: 3.0})
-    chosen = clock.run(4 * MOST_KEPT_ROUNDS, HalfBatches(2, clock=lambda: clock.now), 8)
+    chosen = clock.run(4 * MOST_KEPT_STEPS, HalfBatches(2, clock=lambda: clock.now), 8)
     trials = [n for n in range(1, len(chosen)) if chosen[n] == 1 and chosen[n - 1] == 2]
     between = [later - earlier for earlier, later in pairwise(trials)]
-    assert KEPT_ROUNDS < between[0] < 2 * KEPT_ROUNDS
+    assert KEPT_STEPS < between[0] < 2 * KEPT_STEPS
     assert all(a < b for a, b in pairwise(between[:4]))
-    assert MOST_KEPT_ROUNDS < between[-1] < MOST_KEPT_ROUNDS + 4 * TRIAL_ROUNDS
+    assert MOST_KEPT_STEPS < between[-1] < MOST_KEPT_STEPS + 4 * TRIAL_STEPS
 
 
 def test_one_sequence_is_never_split():
