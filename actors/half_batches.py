@@ -15,7 +15,7 @@ from statistics import median
 
 from raygraft.actors.scheduler import LEAST_CHUNK
 
-TRIAL_STEPS = 6
+TRIAL_STEPS = 12
 """Steps that are timed each way."""
 KEPT_STEPS = 60
 """Steps after which both ways are timed again; twice as many when the same one has won again."""
