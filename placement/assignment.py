@@ -26,7 +26,27 @@ def assign(problem: Problem, *, exact: bool, seconds: float = SECONDS) -> Assign
     First the cheapest ones as if memory were endless. If they do not hold, what fits of them stays
     and the rest moves on, or devices are filled in the graph's order, whichever is cheaper. If
     both fail and `exact`, a search decides. Raises OutOfTimeError when that takes too long.
+    In the end the first piece may go to where the last one is.
     """
+    found = _assign(problem, exact, seconds)
+    if found is None:
+        return None
+    closed = with_tokens_looked_up_where_drawn(problem, found)
+    return closed if problem.holds(closed) else found
+
+
+def with_tokens_looked_up_where_drawn(problem: Problem, assignment: Assignment) -> Assignment:
+    """The first piece on the device of the last one, if that is cheaper; whether it fits or not.
+
+    All else goes hop by hop, but the last hop leads back to the beginning.
+    """
+    first, last = assignment[0], assignment[-1]
+    there = [c for c in problem.choices[0] if (c.device, c.atoms) == (last.device, first.atoms)]
+    offers = [assignment, *((choice, *assignment[1:]) for choice in there)]
+    return min(offers, key=problem.cost)
+
+
+def _assign(problem: Problem, exact: bool, seconds: float) -> Assignment | None:
     found = cheapest(problem)
     if found is not None and problem.holds(found):
         return found

@@ -14,6 +14,9 @@ MEMORY_THREADS = 8
 """Threads beyond this many share a CPU's memory bandwidth."""
 REGION_SECONDS = 5e-6
 """Least time of any region: the call itself."""
+TURN_SECONDS = 3e-4
+"""From the actor that draws a token to another one that looks it up: the engine is in between, which
+it is not where one actor does both."""
 SHARED = "shared"
 """Name of the link that is none: from device to device inside of an actor."""
 DIRECT = "cuda_ipc"

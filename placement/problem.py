@@ -203,9 +203,11 @@ class Problem:
         return costs.hop_seconds(link, self.pieces.input_bytes[self.position[atom]])
 
     def cost(self, assignment: Assignment) -> float:
-        """Nominal time of one row, each piece handing on to the next."""
+        """Nominal time of one row, each piece handing on to the next, and the last to the first."""
         hops = (self.hop(a.device, b.atoms[0], b.device) for a, b in pairwise(assignment))
-        return sum(map(self.seconds, assignment)) + sum(hops)
+        first, last = (self.devices[assignment[end].device].place.actor for end in (0, -1))
+        turn = costs.TURN_SECONDS if first != last else 0.0
+        return sum(map(self.seconds, assignment)) + sum(hops) + turn
 
     @property
     def has_room(self) -> bool:

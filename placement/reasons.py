@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from raygraft.graph.graph import Region
-from raygraft.placement.assignment import cheapest
+from raygraft.placement.assignment import cheapest, with_tokens_looked_up_where_drawn
 from raygraft.placement.plan import Placement
 from raygraft.placement.problem import Assignment, Choice, Problem, devices_of
 from raygraft.placement.rules import Rule
@@ -28,7 +28,8 @@ class DeviceAnswer:
 def place_with_reasons(problem: Problem, assignment: Assignment) -> tuple[Placement, ...]:
     """Every atom's device, with the reason for it."""
     device_of = devices_of(assignment)
-    free = devices_of(cheapest(problem) or ())
+    best = cheapest(problem)
+    free = devices_of(best and with_tokens_looked_up_where_drawn(problem, best) or ())
     names = [atom.name for atom in problem.atoms]
     found = []
     for choice in assignment:
@@ -36,14 +37,18 @@ def place_with_reasons(problem: Problem, assignment: Assignment) -> tuple[Placem
             number = problem.position[atom]
             near = {device_of[other] for other in names[max(0, number - 1) : number + 2]}
             alone = near == {choice.device}
-            reason = _reason(problem, atom, choice.device, free.get(atom), alone)
+            if number == 0 and device_of[names[1]] != choice.device == device_of[names[-1]]:
+                beside = "as tokens are drawn there"
+            else:
+                beside = "together with its neighbours" if alone else "with one neighbour"
+            reason = _reason(problem, atom, choice.device, free.get(atom), beside)
             if choice.claim is not None:
                 reason += f"; it claims {choice.claim}"
             found.append(Placement(atom, choice.device, reason, choice.claim))
     return tuple(found)
 
 
-def _reason(problem: Problem, atom: str, device: str, cheapest: str | None, alone: bool) -> str:
+def _reason(problem: Problem, atom: str, device: str, cheapest: str | None, beside: str) -> str:
     region = problem.atoms[problem.position[atom]]
     applied = problem.constraints.placed.get(region.operators[0])
     if applied is not None and isinstance(applied.rule, Rule):
@@ -53,7 +58,7 @@ def _reason(problem: Problem, atom: str, device: str, cheapest: str | None, alon
         return "the only device that can run it" if len(problem.devices) > 1 else "the only device"
     if cheapest != device:
         return "fills the memory that is left"
-    return "cheapest, together with its neighbours" if alone else "cheapest, with one neighbour"
+    return f"cheapest, {beside}"
 
 
 def ways_to_run(problem: Problem) -> dict[tuple[str, str], list[Choice]]:

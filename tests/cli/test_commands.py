@@ -117,8 +117,9 @@ def test_plan_as_tables(raygraft: Command, tiny_model: Path) -> None:
     assert ended.code == 0
     lines = ended.out.splitlines()
     assert lines[0].split() == ["device", "regions", "weights", "cache", "stages"]
-    assert lines[1].startswith("a       embed, blk.[0-1].attn")
-    assert lines[3].startswith("4 hops a token (ring), ")
+    assert lines[1].startswith("a       blk.[0-1].attn")
+    assert lines[2].startswith("b       embed, blk.[0-1].ffn, head, sample")
+    assert lines[3].startswith("5 hops a token (ring), ")
     assert "The devices were not asked" in ended.out
     assert "rule 2 (kind:ffn=b)" in ended.out
 
@@ -149,7 +150,7 @@ def test_run_as_json(raygraft: Command, tiny_model: Path) -> None:
     assert timings["load_s"] > 0
     assert timings["prefill_tps"] > 0
     assert timings["decode_tps"] > 0
-    assert timings["hops_per_token"] == len(answer["plan"]["transfers"]) == 4
+    assert timings["hops_per_token"] == len(answer["plan"]["transfers"]) == 5
     assert timings["bytes_per_hop"] > 0
     assert answer["plan"]["asked"] is True
     assert answer["plan"]["limits"]["cache_type"] == "f16"

@@ -16,7 +16,7 @@ from raygraft.placement.problem import Problem
 from raygraft.placement.rules import Rule
 
 NAMES = "abcdefgh"
-HALVES = ("kind:attention=a", "kind:ffn=b")
+HALVES = ("kind:attention=a", "kind:ffn=b", "embed=a")
 THIRDS = ("kind:qkv=a", "kind:core=b", "kind:out=c", "kind:ffn=a")
 
 
@@ -35,7 +35,8 @@ def write_graph(folder: Path, blocks: int) -> Graph:
 
 def dealt(graph: Graph, devices: int = 8) -> list[str]:
     """Rules that deal the blocks out in turn."""
-    return [f"blk.{n}={NAMES[n % devices]}" for n in range(graph.dimensions.blocks)]
+    blocks = range(graph.dimensions.blocks)
+    return ["embed=a", *(f"blk.{n}={NAMES[n % devices]}" for n in blocks)]
 
 
 def planned(

@@ -37,7 +37,8 @@ def plan_with(graph: Graph, memories: dict[str, int], *rules: str, context: int 
         ([800], {"a": "model"}),
         ([900, 300], {"a": "model"}),
         ([300, 900], {"b": "model"}),  # no hop if one can hold it all
-        ([600, 600], {"a": "embed blk.0 blk.1 blk.2", "b": "blk.3 head sample"}),
+        # Tokens are looked up where they are drawn, if that fits.
+        ([600, 600], {"a": "blk.0 blk.1 blk.2", "b": "embed blk.3 head sample"}),
         ([400, 400, 400], {"a": "embed blk.0 blk.1", "b": "blk.2 blk.3 head sample"}),
         ([300] * 4, {"a": "embed blk.0", "b": "blk.1 blk.2", "c": "blk.3 head sample"}),
         (
@@ -53,6 +54,19 @@ def test_memories_and_the_split(
 ) -> None:
     named = {name: amount * KIB for name, amount in zip("abcdefg", memories, strict=False)}
     assert plan_with(four_blocks, named).device_of == assignment_of(four_blocks, **split)
+
+
+def test_tokens_are_looked_up_where_they_are_drawn(four_blocks: Graph) -> None:
+    """A hop more costs less than the engine between any two steps, unless somebody wants it."""
+    roomy = {"a": 2000 * KIB, "b": 2000 * KIB}
+    rules = ["kind:attention=a", "kind:ffn=b"]
+    plan = plan_with(four_blocks, roomy, *rules)
+    assert {plan.device_of[name] for name in ("embed", "head", "sample")} == {"b"}
+    (placement,) = (p for p in plan.placements if p.region == "embed")
+    assert placement.reason == "cheapest, as tokens are drawn there"
+    apart = plan_with(four_blocks, roomy, *rules, "embed=a")
+    assert (apart.device_of["embed"], apart.device_of["sample"]) == ("a", "b")
+    assert plan.hops == apart.hops + 1
 
 
 @pytest.mark.parametrize(
