@@ -15,8 +15,8 @@ MEMORY_THREADS = 8
 REGION_SECONDS = 5e-6
 """Least time of any region: the call itself."""
 TURN_SECONDS = 3e-4
-"""From the actor that draws a token to another one that looks it up: the engine is in between, which
-it is not where one actor does both."""
+"""From the actor that draws a token to another one that looks it up, by way of the engine, which
+stands not in between where one actor does both."""
 SHARED = "shared"
 """Name of the link that is none: from device to device inside of an actor."""
 DIRECT = "cuda_ipc"

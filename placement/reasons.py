@@ -29,7 +29,7 @@ def place_with_reasons(problem: Problem, assignment: Assignment) -> tuple[Placem
     """Every atom's device, with the reason for it."""
     device_of = devices_of(assignment)
     best = cheapest(problem)
-    free = devices_of(best and with_tokens_looked_up_where_drawn(problem, best) or ())
+    free = devices_of(with_tokens_looked_up_where_drawn(problem, best) if best else ())
     names = [atom.name for atom in problem.atoms]
     found = []
     for choice in assignment:

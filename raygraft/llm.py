@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[int]
 
 MAX_SEQUENCES = 8
-MAX_ROWS = 256
 DEFAULT_DEVICE = DeviceSpec("cpu")
 """What the machine has, when nobody says anything else: all its cores as one device."""
 SCORES = 10
@@ -58,7 +57,9 @@ class LLM:
     `devices` are texts like `--device`'s, mappings with the same keys, or DeviceSpecs; `place`
     maps selectors to devices, the last that matches wins; `regions` names regions of your own, as
     name -> selector; `override_tensor` takes llama.cpp's option. `address` joins a running Ray
-    cluster. The cache holds numbers of 32 bits, or by `cache_type` of 16 ("f16") or 8 ("q8_0").
+    cluster. A step has at most `max_rows` tokens of all requests together: 128, or 256 where a
+    device is no CPU. The cache holds numbers of 32 bits, or by `cache_type` of 16 ("f16") or 8
+    ("q8_0").
     `verify` checks what the devices claim before the plan is made, and warns of what they fail in
     (WithdrawnWarning). At most `max_queue` requests wait. `half_batches` go through the devices at
     once, or as many as pay. `on_loss` says what happens when a device dies: it is started anew, or
@@ -79,7 +80,7 @@ class LLM:
         runtime: Literal["ray", "in-process"] = "ray",
         ctx_size: int | None = None,
         max_sequences: int = MAX_SEQUENCES,
-        max_rows: int = MAX_ROWS,
+        max_rows: int | None = None,
         cache_type: CacheType = DEFAULT_CACHE_TYPE,
         max_queue: int | None = None,
         half_batches: int | None = None,
@@ -95,6 +96,7 @@ class LLM:
         graph = with_named_regions(self.model.graph, regions or {})
         rules = with_overrides(graph, _rules(place), override_tensor, specs)
         limits = self.model.limits(
+            specs,
             ctx_size=ctx_size,
             max_sequences=max_sequences,
             max_rows=max_rows,

@@ -14,10 +14,17 @@ from raygraft.graph.errors import ModelFileError, RequestError
 from raygraft.graph.gguf_file import ModelFile
 from raygraft.graph.graph import Graph
 from raygraft.graph.operators import CACHE_TYPES
+from raygraft.kernels import BACKENDS, GPU_BACKENDS
+from raygraft.placement.devices import DeviceSpec
 from raygraft.text import ChatTemplate, Tokenizer
 
 Progress = Callable[[str], None]
 Message = Mapping[str, str]
+
+ROWS, ROWS_ON_CPUS = 256, 128
+"""Most rows of a step. Where all devices are CPUs more of them are not faster, but their values
+take memory, and requests that decode wait for them."""
+CPU_BACKENDS = BACKENDS.keys() - {*GPU_BACKENDS}
 
 
 def _silent(_: str) -> None:
@@ -62,9 +69,15 @@ class Model:
         check_prompt(prompt, context, self.graph.dimensions.vocabulary)
 
     def limits(
-        self, *, ctx_size: int | None, max_sequences: int, max_rows: int, cache_type: str
+        self,
+        devices: Sequence[DeviceSpec],
+        *,
+        ctx_size: int | None,
+        max_sequences: int,
+        max_rows: int | None = None,
+        cache_type: str,
     ) -> Limits:
-        """The bounds of a plan. Raises RequestError when they make no sense."""
+        """The bounds of a plan for these devices. Raises RequestError when they make no sense."""
         trained = self.graph.dimensions.context
         if ctx_size is not None and not 1 <= ctx_size <= trained:
             raise RequestError(
@@ -75,6 +88,9 @@ class Model:
             raise RequestError(
                 f"cache_type is {cache_type!r}; accepted are {', '.join(CACHE_TYPES)}"
             )
+        if max_rows is None:
+            on_cpus = all(spec.backend in CPU_BACKENDS for spec in devices)
+            max_rows = max(ROWS_ON_CPUS if on_cpus else ROWS, max_sequences)
         if max_sequences < 1 or max_rows < max_sequences:
             raise RequestError(
                 f"max_rows {max_rows} must hold a row for each of max_sequences {max_sequences}"

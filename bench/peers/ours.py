@@ -9,7 +9,7 @@ from layers import balanced_split
 from sides import Measured, Setup
 
 from raygraft.benchmark import Workload, time_workload, warm_up
-from raygraft.llm import LLM, MAX_ROWS
+from raygraft.llm import LLM
 
 
 class Raygraft:
@@ -49,7 +49,6 @@ def _load(setup: Setup) -> LLM:
         runtime="in-process" if setup.runtime == "in-process" else "ray",
         ctx_size=setup.context,
         max_sequences=setup.sequences,
-        max_rows=max(MAX_ROWS, setup.sequences),
         half_batches=setup.half_batches,
     )
 

@@ -18,7 +18,7 @@ from raygraft.graph.errors import ConfigurationError
 from raygraft.graph.operators import DEFAULT_CACHE_TYPE, CacheType
 from raygraft.kernels.base import Description
 from raygraft.kernels.host import processor_name
-from raygraft.llm import LLM, MAX_ROWS
+from raygraft.llm import LLM
 from raygraft.model import Model, Progress
 from raygraft.placement.costs import size
 from raygraft.placement.schedule import used_devices
@@ -60,15 +60,16 @@ def bench(
         ),
     ] = None,
     ubatch_size: Annotated[
-        int,
+        int | None,
         typer.Option(
             "-ub",
             "--ubatch-size",
             min=1,
-            help="Most rows of one step: longer prompts take several.",
+            help="Most rows of one step: longer prompts take several.  [default: 128, or 256 "
+            "where a device is no CPU]",
             rich_help_panel=_TESTS,
         ),
-    ] = MAX_ROWS,
+    ] = None,
     threads: Annotated[
         list[str] | None,
         typer.Option(
@@ -118,7 +119,7 @@ def bench(
         loaded = Model(model, say)
         for settings in setups:
             with _load(loaded, settings, workloads, ubatch_size, cache_type, address, say) as llm:
-                frame = _frame(llm, settings, ubatch_size, cache_type)
+                frame = _frame(llm, settings, cache_type)
                 for workload in workloads:
                     say(f"{workload.name}, {workload.batch} at once")
                     samples = _measure(llm, workload, repetitions, not no_warmup)
@@ -145,7 +146,7 @@ def _load(
     model: Model,
     settings: Configuration,
     workloads: Sequence[Workload],
-    max_rows: int,
+    max_rows: int | None,
     cache_type: CacheType,
     address: str | None,
     say: Progress,
@@ -160,7 +161,7 @@ def _load(
         address=address,
         ctx_size=max(workload.context for workload in workloads),
         max_sequences=sequences,
-        max_rows=max(max_rows, sequences),
+        max_rows=max_rows and max(max_rows, sequences),
         cache_type=cache_type,
         progress=say,
     )
@@ -172,9 +173,7 @@ def _measure(llm: LLM, workload: Workload, repetitions: int, warm: bool) -> Samp
     return Samples(workload, tuple(time_workload(llm, workload) for _ in range(repetitions)))
 
 
-def _frame(
-    llm: LLM, settings: Configuration, max_rows: int, cache_type: CacheType
-) -> dict[str, Any]:
+def _frame(llm: LLM, settings: Configuration, cache_type: CacheType) -> dict[str, Any]:
     """What all rows of one loading share; names as in llama-bench where it has them."""
     file = llm.model.file
     summary = ModelSummary.of(file)
@@ -188,7 +187,7 @@ def _frame(
         "model_type": summary.type,
         "model_size": summary.nbytes,
         "model_n_params": summary.parameters,
-        "n_ubatch": max_rows,
+        "n_ubatch": llm.plan.limits.max_rows,
         "n_threads": sum(what.threads for what in used.values()),
         "type_k": cache_type,
         "type_v": cache_type,

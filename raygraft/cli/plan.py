@@ -20,7 +20,7 @@ from raygraft.graph.capability import Limits
 from raygraft.graph.errors import ConfigurationError
 from raygraft.graph.operators import DEFAULT_CACHE_TYPE
 from raygraft.graph.selectors import Selector
-from raygraft.llm import MAX_ROWS, MAX_SEQUENCES
+from raygraft.llm import MAX_SEQUENCES
 from raygraft.model import Model, Progress
 from raygraft.picture import plan_page
 from raygraft.picture.rows import Rows, duration
@@ -72,9 +72,9 @@ def plan(
     with progress(quiet=as_json) as say:
         loaded = Model(model, say)
         limits = loaded.limits(
+            settings.devices,
             ctx_size=ctx_size,
             max_sequences=MAX_SEQUENCES,
-            max_rows=MAX_ROWS,
             cache_type=cache_type,
         )
         made, problem = _make(loaded, settings, limits, ctx_size, address, say)

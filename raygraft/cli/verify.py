@@ -18,7 +18,7 @@ from raygraft.cli import options as o
 from raygraft.cli.report import out, progress
 from raygraft.graph.operators import DEFAULT_CACHE_TYPE
 from raygraft.kernels.verification.checks import CheckResult, Outcome
-from raygraft.llm import MAX_ROWS, MAX_SEQUENCES
+from raygraft.llm import MAX_SEQUENCES
 from raygraft.model import Model
 from raygraft.verification import WithdrawnWarning, name_of, verdict_of, verify_on
 
@@ -55,9 +55,9 @@ def verify(
         warnings.simplefilter("ignore", WithdrawnWarning)  # the tables say it
         loaded = Model(model, say)
         limits = loaded.limits(
+            settings.devices,
             ctx_size=ctx_size,
             max_sequences=MAX_SEQUENCES,
-            max_rows=MAX_ROWS,
             cache_type=cache_type,
         )
         fleet = RayFleet(settings.devices, address, say)
