@@ -108,11 +108,11 @@ TWO = ("--device", "a", "--device", "b")
         ),
         (
             ("--device", "a:memory=100KiB", "--device", "b:memory=50KiB"),
-            ("too small for the model: it needs 817 KiB", "they have 150 KiB", "b 50.0 KiB"),
+            ("too small for the model: it needs 673 KiB", "they have 150 KiB", "b 50.0 KiB"),
         ),
         (
             ("--device", "a:memory=100KiB", "--device", "b", "--place", "model=a"),
-            ("device a is too small", "rule 1 (model=a)", "need 817 KiB", "it has 100 KiB"),
+            ("device a is too small", "rule 1 (model=a)", "need 673 KiB", "it has 100 KiB"),
         ),
         (("-c", "5000"), ("a context of 5000 tokens", "1 to 256")),
         (
