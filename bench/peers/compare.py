@@ -8,7 +8,8 @@ pair of turns gives a ratio of times; what is reported is the median of the rati
 median of each side's tokens per second.
 
 - formats: SmolLM2-135M in Q4_1, Q4_0, Q8_0 and F16, and a random model of the shape of Llama 3.2 1B
-  in Q4_K and Q6_K; decode at batch 1 and a prompt, --threads a side.
+  in Q4_K and Q6_K; decode at batch 1 and a prompt, --threads a side. Decode stands beside what the
+  memory allows: llama.cpp's time over that of a pure read of the weights' bytes (see bandwidth).
 - drawn: decode of SmolLM2 Q4_1 with tokens that are drawn, by three kinds of filters.
 - batches: decode of several sequences at once, SmolLM2 Q4_1, --threads a side.
 - bandwidth: decode of the 1B shape in Q4_0, against a pure read of a gigabyte of memory by as many
@@ -66,13 +67,28 @@ def formats(options: argparse.Namespace) -> list[Row]:
         if options.file and not any(part in name for part in options.file):
             continue
         setup = _uncut(make(), options, workloads)
-        with Side("raygraft", [setup]) as ours, Side("llama.cpp", [setup]) as theirs:
+        nbytes = bytes_per_token(setup.path)
+        with (
+            Side("raygraft", [setup]) as ours,
+            Side("read", [setup]) as reader,
+            Side("llama.cpp", [setup]) as theirs,
+        ):
+            sides = {"ours": ours, "read": reader, "llama.cpp": theirs}
             for workload in workloads:
                 say(f"{name}, {workload.name}")
-                found = _pairs(ours, theirs, setup.name, workload, options)
-                rows.append({"file": name} | _comparison(found, workload))
+                found = _turns(sides, setup.name, workload, options)
+                row = {"file": name} | _comparison(found, workload)
+                if workload.n_gen:  # each token reads all weights
+                    least = [m.seconds * nbytes / NBYTES * workload.n_gen for m in found["read"]]
+                    row["limit"] = median_ratio(row["seconds"]["llama.cpp"], least)
+                rows.append(row)
     head = ["file", "test", "ours / llama.cpp", "least to most", "ours t/s", "llama.cpp t/s"]
-    cells = [[row["file"], *_comparison_cells(row)] for row in rows]
+    head.append("memory allows")
+    limits = [f"{row['limit']:.2f}" if "limit" in row else "-" for row in rows]
+    cells = [
+        [row["file"], *_comparison_cells(row), limit]
+        for row, limit in zip(rows, limits, strict=True)
+    ]
     print_table(f"Uncut, {options.threads} threads", head, cells)
     return rows
 
@@ -111,7 +127,7 @@ def _demo_rows(
     with Side("raygraft", [setup]) as ours, Side("llama.cpp", [setup]) as theirs:
         for what, workload in workloads.items():
             say(f"{workload.name}, {column} {what}")
-            found = _pairs(ours, theirs, setup.name, workload, options)
+            found = _turns({"ours": ours, "llama.cpp": theirs}, setup.name, workload, options)
             rows.append({column: what} | _comparison(found, workload))
     head = [column, "test", "ours / llama.cpp", "least to most", "ours t/s", "llama.cpp t/s"]
     cells = [[row[column], *_comparison_cells(row)] for row in rows]
@@ -132,8 +148,7 @@ def bandwidth(options: argparse.Namespace) -> list[Row]:
     ):
         say(f"1B shape Q4_0, {workload.name}")
         sides = {"ours": ours, "read": reader, "llama.cpp": theirs}
-        entrants = {name: Entrant(side, setup.name, workload) for name, side in sides.items()}
-        found = take_turns(entrants, options.pairs)
+        found = _turns(sides, setup.name, workload, options)
     read = [measured.seconds * nbytes / NBYTES for measured in found["read"]]  # per token
     rows = []
     for name in ("ours", "llama.cpp"):
@@ -247,16 +262,15 @@ def _uncut(path: Path, options: argparse.Namespace, workloads: Sequence[Workload
     )
 
 
-def _pairs(
-    ours: Side, theirs: Side, setup: str, workload: Workload, options: argparse.Namespace
+def _turns(
+    sides: Mapping[str, Side], setup: str, workload: Workload, options: argparse.Namespace
 ) -> Found:
-    sides = {"ours": ours, "llama.cpp": theirs}
     entrants = {name: Entrant(side, setup, workload) for name, side in sides.items()}
     return take_turns(entrants, options.pairs)
 
 
 def _comparison(found: Found, workload: Workload) -> Row:
-    seconds = {name: [m.seconds for m in measured] for name, measured in found.items()}
+    seconds = {n: [m.seconds for m in found[n]] for n in ("ours", "llama.cpp")}
     pairs = zip(seconds["llama.cpp"], seconds["ours"], strict=True)
     medians = {n: workload.tokens / statistics.median(times) for n, times in seconds.items()}
     return {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import numba
 import numpy as np
@@ -13,7 +15,13 @@ from raygraft.graph.errors import ConfigurationError
 from raygraft.graph.graph import Subgraph
 from raygraft.graph.operators import Operator, Signature
 from raygraft.graph.rotary import RotaryEmbedding
-from raygraft.graph.tensors import KeyedSource, WeightForm, WeightSlice, WeightSource
+from raygraft.graph.tensors import (
+    KeyedSource,
+    QuantizedTensor,
+    WeightForm,
+    WeightSlice,
+    WeightSource,
+)
 from raygraft.kernels.base import Backend, BackendOptions, Description, Runner
 from raygraft.kernels.cpu.assembly import Floats, Weight
 from raygraft.kernels.cpu.described_steps import DescribedSteps
@@ -84,7 +92,9 @@ class CpuBackend(Backend):
         self._team.prepare()
         if weights is not self._source:
             self._source, self._loaded, self._tables = weights, {}, {}
-        own = {op.name: self._weights_of(op, weights) for op in subgraph.operators}
+        for _, block in groupby(_slices(subgraph), _block_of):
+            self._load_together([*block], weights)
+        own = {op.name: self._weights_of(op) for op in subgraph.operators}
         tables = {op.name: self._table(op, own[op.name], limits) for op in _ropes(subgraph)}
         return CpuRunner(subgraph, own, tables, self._team, self._steps, limits, self._spare)
 
@@ -98,25 +108,40 @@ class CpuBackend(Backend):
             self._tables[key] = angles(rotary, limits.context, factors)
         return self._tables[key]
 
-    def _weights_of(self, op: Operator, weights: WeightSource) -> dict[str, Weight]:
-        found: dict[str, Weight] = {}
-        for role, weight in op.weights:
-            if weight not in self._loaded:
-                self._loaded[weight] = _load(weight, weights)
-            found[role] = own = self._loaded[weight]
+    def _load_together(self, slices: Sequence[WeightSlice], weights: WeightSource) -> None:
+        """Vectors as float32, matrices packed; what has a packing of its own is kept on disk."""
+        keyed = weights if isinstance(weights, KeyedSource) else None
+        kept: dict[WeightSlice, QuantizedTensor] = {}
+        for weight in slices:
+            if weight in self._loaded:
+                continue
+            raw = weights.read(weight)
+            if len(raw.shape) == 1:  # copied: a few bytes of a mapped file would keep pages of it
+                self._loaded[weight] = raw.dequantise().copy()
+            elif keyed and raw.type in FORMATS:
+                kept[weight] = raw
+            else:
+                self._loaded[weight] = pack(raw)
+        if keyed and kept:
+            packed = cached({keyed.key(weight): raw for weight, raw in kept.items()})
+            self._loaded |= zip(kept, packed, strict=True)
+
+    def _weights_of(self, op: Operator) -> dict[str, Weight]:
+        found = {role: self._loaded[weight] for role, weight in op.weights}
+        for own in found.values():
             if isinstance(own, PackedWeight):
                 format_functions(own.format)  # compiled now, if they are not there
         return found
 
 
-def _load(weight: WeightSlice, weights: WeightSource) -> Weight:
-    """A vector as float32, or a matrix packed; what has a packing of its own is kept on disk."""
-    raw = weights.read(weight)
-    if len(raw.shape) == 1:
-        return raw.dequantise().copy()  # a few bytes of a mapped file would keep pages of it
-    if not isinstance(weights, KeyedSource) or raw.type not in FORMATS:
-        return pack(raw)
-    return cached(weights.key(weight), raw)
+def _slices(subgraph: Subgraph) -> list[WeightSlice]:
+    """The weights, in the order in which they are read."""
+    return [*dict.fromkeys(weight for op in subgraph.operators for _, weight in op.weights)]
+
+
+def _block_of(weight: WeightSlice) -> str:
+    """What comes and goes together: `blk.3`, or a tensor outside of all blocks."""
+    return ".".join(weight.tensor.split(".")[:2])
 
 
 def _ropes(subgraph: Subgraph) -> list[Operator]:

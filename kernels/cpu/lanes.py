@@ -221,16 +221,6 @@ class Address:
         first = self.builder.insert_element(undefined, self._load(kind), _I32(0))
         return Lanes(self.builder, self.builder.shuffle_vector(first, undefined, _integers(0)))
 
-    def prefetch(self) -> None:
-        """Bring the line of memory into the cache; an address outside of memory does no harm."""
-        pointer = _I8.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        name = "llvm.prefetch.p0"
-        function = self.builder.module.globals.get(name)
-        function = function or ir.Function(self.builder.module, kind, name)
-        place = self.builder.inttoptr(self.value, pointer)
-        self.builder.call(function, [place, _I32(0), _I32(3), _I32(1)])
-
     def store(self, lanes: Lanes) -> None:
         """Write 16 floats."""
         pointer = self.builder.inttoptr(self.value, _FLOATS.as_pointer())

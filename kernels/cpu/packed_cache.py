@@ -1,13 +1,15 @@
 """Packed weights on disk, as Arrow IPC files that are mapped into memory.
 
 The second load of a model copies nothing and packs nothing, and actors of one machine share the
-pages. A file is named by what it was made from (the model file's identity and the slice) and by
-the sources of the packing; it appears whole or not at all, so that two actors may write it at once.
+pages. Matrices that are read one after the other lie in one file: the kernel maps long files in
+large pages, and the processor fetches ahead within these. A file is named by what it was made from
+(the model file's identity and the slices) and by the sources of the packing; it appears whole or
+not at all, so that two actors may write it at once.
 Beyond `RAYGRAFT_PACKED_BYTES` (32 GiB unless set, and never more than half of the disk's free
 space) the files that were unused longest go first; 0 turns the cache off.
 
-A file is one of Arrow's tensor messages, `[tiles, bytes of a tile]`, whose data are aligned to 64
-bytes: https://arrow.apache.org/docs/format/Other.html
+A file is a run of Arrow's tensor messages, `[tiles, bytes of a tile]`, each begun at a multiple of
+64 bytes, as are its data: https://arrow.apache.org/docs/format/Other.html
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +32,11 @@ from raygraft.graph.tensors import QuantizedTensor
 from raygraft.kernels.cache_folder import cache_path
 from raygraft.kernels.compiled import content_key
 from raygraft.kernels.cpu.formats import Bytes, format_of
-from raygraft.kernels.cpu.packing import PackedWeight, pack
+from raygraft.kernels.cpu.packing import PackedWeight, pack, packed_bytes
 
 _log = logging.getLogger(__name__)
 _LARGEST = 32 * 2**30
+_ALIGNMENT = 64
 _UNFINISHED = ".part"
 _OUTDATED = 3600.0
 """Seconds after which a file that nobody finished is removed."""
@@ -43,24 +47,21 @@ def packed_folder() -> Path:
     return cache_path() / "packed"
 
 
-def cached(key: str, weight: QuantizedTensor) -> PackedWeight:
-    """A matrix packed: from the cache, or packed now and kept for the next time.
+def cached(matrices: Mapping[str, QuantizedTensor]) -> list[PackedWeight]:
+    """Matrices by their keys, packed: from the cache, or packed now and kept for the next time.
 
-    A disk that is full or cannot be written costs the cache, nothing else.
+    They lie in one file, in this order. A disk that is full or cannot be written costs the cache,
+    nothing else.
     """
-    name = hashlib.sha256(f"{key} {_layout()}".encode()).hexdigest()
+    name = hashlib.sha256(" ".join((*matrices, _layout())).encode()).hexdigest()
     path = packed_folder() / f"{name}.arrow"
-    packed: PackedWeight | None = None
+    weights = [*matrices.values()]
     try:
-        if not path.exists():
-            packed = pack(weight)
-            if not _write(path, packed.data):
-                return packed
-        rows, columns = weight.shape
-        return PackedWeight(format_of(weight.type), rows, columns, _map(path))
+        if path.exists() or _write(path, weights):
+            return _map(path, weights)
     except (OSError, pa.ArrowException) as error:
         _log.warning("packed weights cannot be kept in %s: %s", path.parent, error)
-        return packed or pack(weight)
+    return [pack(weight) for weight in weights]
 
 
 @functools.cache
@@ -70,23 +71,30 @@ def _layout() -> str:
     return content_key([here / "packing.py", *sorted((here / "formats").glob("*.py"))])
 
 
-def _map(path: Path) -> Bytes:
+def _map(path: Path, weights: Sequence[QuantizedTensor]) -> list[PackedWeight]:
     os.utime(path)  # the time of last use: what decides which file goes first
+    found = []
     with pa.memory_map(str(path)) as file:
-        tensor = pa.ipc.read_tensor(file)
-    return np.asarray(tensor.to_numpy())
+        for weight in weights:
+            file.seek(file.tell() + -file.tell() % _ALIGNMENT)
+            data: Bytes = np.asarray(pa.ipc.read_tensor(file).to_numpy())
+            rows, columns = weight.shape
+            found.append(PackedWeight(format_of(weight.type), rows, columns, data))
+    return found
 
 
-def _write(path: Path, data: Bytes) -> bool:
-    """Write a file, unless there is no room for it."""
+def _write(path: Path, weights: Sequence[QuantizedTensor]) -> bool:
+    """Pack weights into a file, one after the other, unless there is no room for it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not _make_room(path.parent, data.nbytes):
+    if not _make_room(path.parent, sum(packed_bytes((w.type, w.shape)) for w in weights)):
         return False
     handle, name = tempfile.mkstemp(suffix=_UNFINISHED, dir=path.parent)
     try:
         os.close(handle)
         with pa.OSFile(name, "wb") as file:
-            pa.ipc.write_tensor(pa.Tensor.from_numpy(data), file)
+            for weight in weights:
+                file.write(bytes(-file.tell() % _ALIGNMENT))
+                pa.ipc.write_tensor(pa.Tensor.from_numpy(pack(weight).data), file)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

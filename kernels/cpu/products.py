@@ -20,7 +20,7 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from raygraft.kernels.cpu.formats import PANEL, Format, Group
+from raygraft.kernels.cpu.formats import Format, Group
 from raygraft.kernels.cpu.lanes import (
     FLOAT_BYTES,
     WORD,
@@ -58,9 +58,6 @@ _SIDE_BY_SIDE = 2
 """Rows up to which neighbouring runs are computed together."""
 _CHAINS = 4
 """Sums of pairs that are computed side by side: one alone would wait for itself."""
-_AHEAD = 8192
-"""Bytes that are asked for ahead of time: the processor's own guess ends with a page."""
-_LINE = 64
 
 
 def format_functions(kind: Format) -> NDArray[np.int64]:
@@ -98,7 +95,6 @@ def _write_dot(module: ir.Module, kind: Format, rows: int) -> None:
 
     def add_groups(groups: Sequence[Group]) -> None:
         first, count = groups[0].column, groups[0].count
-        _ask_ahead(kind, Address(builder, tile), first, len(groups) * count)
         at = builder.mul(first, WORD(4))
         for group, runs in zip(
             groups, _products(groups, [start + at for start in starts]), strict=True
@@ -125,7 +121,6 @@ def _write_pair_dot(module: ir.Module, kind: Format, rows: int) -> None:
 
     def add_groups(groups: Sequence[Group]) -> None:
         first = groups[0].column
-        _ask_ahead(kind, Address(builder, tile), first, RECORD_COLUMNS)
         at = builder.mul(first, WORD(RECORD_BYTES // RECORD_COLUMNS))
         records = [start + at for start in starts]
         added: list[Lanes | None] = [None] * rows
@@ -148,14 +143,6 @@ def _write_pair_dot(module: ir.Module, kind: Format, rows: int) -> None:
     for result, target in zip(results, _rows(Address(builder, out), out_stride, rows), strict=True):
         target.store(result.lanes)
     builder.ret_void()
-
-
-def _ask_ahead(kind: Format, tile: Address, first: Any, columns: int) -> None:
-    """Have the bytes fetched that lie so far behind these columns; together they leave no gap."""
-    builder, panel = tile.builder, kind.tile_bytes(PANEL)
-    ahead = tile + builder.udiv(builder.mul(first, WORD(panel)), WORD(PANEL)) + _AHEAD
-    for line in range(0, -(-columns * panel // PANEL), _LINE):
-        (ahead + line).prefetch()
 
 
 def _pair_sums(group: Group, place: int, whole: bool, records: Sequence[Address]) -> list[Lanes]:

@@ -13,7 +13,7 @@ from raygraft import LLM, SamplingParams
 from raygraft.graph.gguf_file import MappedWeights, ModelFile
 from raygraft.graph.tensors import KeyedSource, QuantizedTensor, WeightSlice
 from raygraft.kernels.cpu import packed_cache
-from raygraft.kernels.cpu.packed_cache import cached, packed_folder
+from raygraft.kernels.cpu.packed_cache import packed_folder
 from raygraft.kernels.cpu.packing import PackedWeight, pack
 
 
@@ -21,6 +21,12 @@ from raygraft.kernels.cpu.packing import PackedWeight, pack
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(packed_cache, "cache_path", lambda: tmp_path)
     return packed_folder()
+
+
+def cached(key: str, weight: QuantizedTensor) -> PackedWeight:
+    """A file of one matrix."""
+    (found,) = packed_cache.cached({key: weight})
+    return found
 
 
 def weight(seed: int = 0, rows: int = 40) -> QuantizedTensor:
@@ -47,6 +53,27 @@ def test_the_second_time_it_is_mapped(packings: list[QuantizedTensor]) -> None:
         assert not found.data.flags.owndata
         assert found.address % 64 == 0
     assert len(packings) == 1
+
+
+def test_matrices_that_belong_together_lie_in_one_file(
+    folder: Path, packings: list[QuantizedTensor]
+) -> None:
+    several = {
+        "a": weight(1),
+        "b": random_weight("Q8_0", 24, 96, np.random.default_rng(2)),
+        "c": weight(3, rows=7),
+    }
+    for _ in range(2):
+        found = packed_cache.cached(several)
+        for each, raw in zip(found, several.values(), strict=True):
+            assert (each.format.name, each.rows, each.columns) == (raw.type, *raw.shape)
+            assert np.array_equal(each.data, pack(raw).data)
+            assert each.address % 64 == 0
+        assert [each.address for each in found] == sorted(each.address for each in found)
+    assert len(packings) == 3
+    assert len(list(folder.iterdir())) == 1
+    packed_cache.cached({"b": several["b"], "a": several["a"]})
+    assert len(list(folder.iterdir())) == 2
 
 
 def test_it_fits_its_bound_and_the_longest_unused_go_first(
