@@ -148,9 +148,8 @@ class Rounds:
             self._trace.received(record, began)
         self.in_flight.popleft()
         now = time.monotonic()
-        if sent.burst == 1 or (
-            sent.burst and not sent.half_batch
-        ):  # those of a burst come together
+        came_with_another = sent.burst > 1 and sent.half_batch > 0
+        if sent.burst and not came_with_another:
             self.took = (now - self.began(sent)) / sent.burst
         self.deadlines.note(sent.rows, self.took)
         self._back = now

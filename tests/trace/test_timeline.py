@@ -19,7 +19,7 @@ from raygraft.actors.trace import EventKind, Trace
 from raygraft.graph.errors import ConfigurationError
 
 TOKENS = 5
-CUT = {"kind:attention": "a", "kind:ffn": "b"}
+CUT = {"kind:attention": "a", "kind:ffn": "b", "embed": "a"}  # each step has a header of its own
 
 
 @pytest.fixture(scope="module", params=[1, 2])
