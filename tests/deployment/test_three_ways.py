@@ -87,7 +87,7 @@ def test_on_this_machine(tiny_model: Path, expected: str) -> None:
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
     assert "attention: 2 stages" in done.stdout
-    assert "feed-forward: 2 stages" in done.stdout
+    assert "feed-forward: 3 stages" in done.stdout
 
 
 def test_on_a_running_cluster(head: Head, tiny_model: Path, expected: str) -> None:
