@@ -66,7 +66,17 @@ class RayActors(Mapping[str, Any]):
         """Actors that were found not to answer; nothing more is asked of them."""
 
     def __getitem__(self, name: str) -> Any:
+        """Raises DeviceLostError: who is asked for was there once, and may be there again."""
+        if name not in self:
+            raise DeviceLostError(f"actor {name} is not there: it was lost, and is not back yet")
         return self._actors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._actors
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The actor, or else the default. (A mapping's own would wait for a KeyError.)"""
+        return self._actors.get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._actors)

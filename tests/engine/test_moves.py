@@ -3,7 +3,12 @@
 import pytest
 
 from raygraft import LLM, SamplingParams
-from raygraft.graph.errors import ConfigurationError, PlanError, SelectorError
+from raygraft.graph.errors import (
+    ConfigurationError,
+    DeviceLostError,
+    PlanError,
+    SelectorError,
+)
 
 DEVICES = [
     {"name": "a", "backend": "reference", "threads": 1},
@@ -84,3 +89,19 @@ def test_what_cannot_be_changes_nothing(tiny_model_with_room, expected):
         assert [answer.wait().token_ids for answer in answers] == expected
         assert llm.plan == before
         assert llm.engine_thread.engine.epoch == 1
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_move_while_a_device_is_not_back_yet(tiny_model):
+    """Found by a soak: it asked for an actor that was between its loss and its return."""
+    prompt, params = REQUESTS[2][0], SamplingParams(temperature=0, max_tokens=5)
+    with LLM(tiny_model, devices=DEVICES, place=PLACE) as llm:
+        before = llm.generate([prompt], params)[0].token_ids
+        actors = llm.engine_thread.engine.fleet._actors._actors
+        away = actors.pop("b")
+        with pytest.raises(DeviceLostError, match="actor b is not there"):
+            llm.move("blk.0.attn", "b")
+        actors["b"] = away
+        llm.move("blk.0.attn", "b")
+        assert llm.generate([prompt], params)[0].token_ids == before
