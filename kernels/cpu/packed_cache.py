@@ -37,6 +37,8 @@ from raygraft.kernels.cpu.packing import PackedWeight, pack, packed_bytes
 _log = logging.getLogger(__name__)
 _LARGEST = 32 * 2**30
 _ALIGNMENT = 64
+_WRITTEN_AT_ONCE = 8 * 2**20
+"""Bytes: what is written together lies in pages as large as can be."""
 _UNFINISHED = ".part"
 _OUTDATED = 3600.0
 """Seconds after which a file that nobody finished is removed."""
@@ -90,8 +92,10 @@ def _write(path: Path, weights: Sequence[QuantizedTensor]) -> bool:
         return False
     handle, name = tempfile.mkstemp(suffix=_UNFINISHED, dir=path.parent)
     try:
-        os.close(handle)
-        with pa.OSFile(name, "wb") as file:
+        with (
+            os.fdopen(handle, "wb", buffering=_WRITTEN_AT_ONCE) as raw,
+            pa.PythonFile(raw, "w") as file,
+        ):
             for weight in weights:
                 file.write(bytes(-file.tell() % _ALIGNMENT))
                 pa.ipc.write_tensor(pa.Tensor.from_numpy(pack(weight).data), file)
