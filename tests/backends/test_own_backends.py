@@ -1,5 +1,7 @@
 """Backends of somebody else's: claims, limits, patterns, and where they come from."""
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -145,7 +147,7 @@ def test_questions_are_asked_once_per_device_and_incarnation(tiny_model, ray_clu
         assert {name: c.questions for name, c in fleet.counters().items()} == {"a": 1, "b": 1}
         before = [profile.verdicts for profile in fleet.profiles(questions)]
         assert {c.questions for c in fleet.counters().values()} == {1}
-        ray.kill(fleet._actors["b"])
+        os.kill(ray.get(fleet._actors["b"].pid.remote()), signal.SIGKILL)
         llm.generate([1, 2, 3], GREEDY)
         assert llm.engine_thread.recovery.count == 1
         assert [profile.verdicts for profile in fleet.profiles(questions)] == before
