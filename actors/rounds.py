@@ -158,7 +158,7 @@ class Rounds:
     def complete(self) -> None:
         """Devices wait for all headers of a round: send those that are missing, empty."""
         while self._next:
-            self._send_header((), ((),) * (self._steps - 1))
+            self._send_header(())
 
     def shut_down(self) -> None:
         """Tell all loops to end, as far as they can be told."""
@@ -176,7 +176,7 @@ class Rounds:
         self.wires.results.close()
 
     def _send_header(
-        self, chunks: Sequence[Chunk], following: Sequence[Sequence[Chunk]]
+        self, chunks: Sequence[Chunk], following: Sequence[Sequence[Chunk]] = ()
     ) -> list[InFlight]:
         """Send the header of the next half-batch, and of those that follow it, to every device."""
         began = time.perf_counter()

@@ -106,3 +106,16 @@ def test_a_tight_fit_of_any_size(four_blocks: Graph, scale: int) -> None:
     used = used_by(four_blocks, assignment_of(four_blocks, **split), devices)
     tight = {name: replace(found, memory=used[name]) for name, found in devices.items()}
     planned(four_blocks, tight)
+
+
+def test_tokens_are_looked_up_where_they_are_drawn(four_blocks: Graph) -> None:
+    """A hop more costs less than the engine between any two steps, unless somebody wants it."""
+    devices = [device(four_blocks, name, 2**21) for name in "ab"]
+    rules = [Rule.parse(rule) for rule in ("kind:attention=a", "kind:ffn=b", "embed=a")]
+    plan = make_plan(four_blocks, devices, rules[:2], limits=LIMITS)
+    assert {plan.device_of[name] for name in ("embed", "head", "sample")} == {"b"}
+    (placement,) = (p for p in plan.placements if p.region == "embed")
+    assert placement.reason == "cheapest, as tokens are drawn there"
+    apart = make_plan(four_blocks, devices, rules, limits=LIMITS)
+    assert (apart.device_of["embed"], apart.device_of["sample"]) == ("a", "b")
+    assert plan.hops == apart.hops + 1

@@ -56,19 +56,6 @@ def test_memories_and_the_split(
     assert plan_with(four_blocks, named).device_of == assignment_of(four_blocks, **split)
 
 
-def test_tokens_are_looked_up_where_they_are_drawn(four_blocks: Graph) -> None:
-    """A hop more costs less than the engine between any two steps, unless somebody wants it."""
-    roomy = {"a": 2000 * KIB, "b": 2000 * KIB}
-    rules = ["kind:attention=a", "kind:ffn=b"]
-    plan = plan_with(four_blocks, roomy, *rules)
-    assert {plan.device_of[name] for name in ("embed", "head", "sample")} == {"b"}
-    (placement,) = (p for p in plan.placements if p.region == "embed")
-    assert placement.reason == "cheapest, as tokens are drawn there"
-    apart = plan_with(four_blocks, roomy, *rules, "embed=a")
-    assert (apart.device_of["embed"], apart.device_of["sample"]) == ("a", "b")
-    assert plan.hops == apart.hops + 1
-
-
 @pytest.mark.parametrize(
     ("rules", "placed"),
     [
