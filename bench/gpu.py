@@ -157,7 +157,7 @@ def launch_seconds(whole: Whole, batch: int, kinds: dict[str, list[Any]]) -> dic
     counts = Counts.of(step)
     with gpu.active():
         for name, order in kinds.items():
-            launcher.program = type(program)(tuple(order), program.packed, program.floats)
+            launcher.program = replace(program, order=tuple(order))
             graph = runner.capture(lambda: launcher.launch(counts, {}))
             times = []
             for _ in range(12):

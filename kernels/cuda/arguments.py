@@ -53,6 +53,20 @@ class Segment(ctypes.Structure):
     )
 
 
+class Norm(ctypes.Structure):
+    """A norm that products take in; no sums: none."""
+
+    _fields_ = (
+        ("weight", _pointer),
+        ("sums", _pointer),
+        ("previous", _pointer),
+        ("factor", _pointer),
+        ("count", _int),
+        ("width", _int),
+        ("epsilon", _float),
+    )
+
+
 class Product(ctypes.Structure):
     """Up to three matrices times the same rows."""
 
@@ -60,6 +74,8 @@ class Product(ctypes.Structure):
         ("segments", Segment * 3),
         ("x", Packed),
         ("y", Packed),
+        ("before", Norm),
+        ("after", Norm),
         ("count", _int),
         ("chunks", _int),
         ("columns", _int),

@@ -139,7 +139,7 @@ class AttentionLaunches:
         variant = (cache_kind, vectors, together)
         name = sources.decode_attention_name(variant)
         kernel = self._gpu.kernel(
-            name, name, lambda: sources.decode_attention_source([variant]), shared
+            name, name, lambda: sources.decode_attention_source([variant]), shared=True
         )
         self._gpu.launch(kernel, (splits, blocks, rows), 128, (own,), shared)
 
@@ -152,6 +152,6 @@ class AttentionLaunches:
             "prompt attention",
             f"attend_prompt_{cache_kind}_{size}",
             sources.prompt_attention_source,
-            shared,
+            shared=True,
         )
         self._gpu.launch(kernel, (self._step.tile_count, own.heads, 1), 128, (own,), shared)

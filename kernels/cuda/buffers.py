@@ -9,10 +9,12 @@ from raygraft.graph.operators import Value
 from raygraft.graph.step import Step
 from raygraft.kernels.cuda import sources
 from raygraft.kernels.cuda.arguments import FRAGMENTS, FRAGMENTS_SPLIT, ROWS, Packed
+from raygraft.kernels.cuda.formats import TILE
 from raygraft.kernels.cuda.fusion import (
     CachedAttention,
     Fused,
     Prepare,
+    Products,
     Program,
     Single,
     reads,
@@ -85,7 +87,10 @@ class Buffers:
         packed = self.program.packed
         if isinstance(one, Prepare):
             return frozenset(), frozenset((one.value,))
-        return frozenset(reads(one)) & packed, frozenset(writes(one)) & packed
+        written = frozenset(writes(one)) & packed - self.program.normed.keys()
+        if isinstance(one, Products) and one.norm is not None:
+            written |= frozenset(one.norm.outputs)
+        return frozenset(reads(one)) & packed, written
 
     def start(self, counts: Counts, given: Mapping[str, int]) -> None:
         """Lay out a step. `given` are addresses of inputs; others lie in their own slots."""
@@ -124,6 +129,15 @@ class Buffers:
         if rows <= FEW or value in self._unscaled:
             return 0
         return self.arena.room(("scales", value), 4 * capacity(rows), "scales of rows")
+
+    def sums(self, value: str) -> int:
+        """The address of the sums of squares of a value's rows, a few from each block."""
+        size = 4 * FEW * -(-self.width(value) // TILE)
+        return self.arena.room(("sums", value), size, "sums of squares")
+
+    def factor(self, value: str) -> int:
+        """The address of what the norm multiplies a value's rows by."""
+        return self.arena.room(("factor", value), 4 * FEW, "factors of rows")
 
     def room(self, name: str, size: int) -> int:
         """Memory for one launch or two, shared by all subgraphs of a device."""

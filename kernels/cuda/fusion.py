@@ -4,13 +4,15 @@
 - A product and the residual addition that alone reads it.
 - Two products and the gate that alone reads them.
 - The rotations of queries and keys, the writes to the cache, and the attention over it.
+- In steps of few rows, a residual addition and the norm of what it makes: the sum is kept times the
+  norm's weights, and divided by its root mean square where products read it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 
 from raygraft.graph.graph import Subgraph
 from raygraft.graph.operators import Operator
@@ -26,6 +28,8 @@ class Products:
     operators: tuple[Operator, ...]
     outputs: tuple[str, ...]
     residual: str = ""
+    norm: Operator | None = None
+    """What reads the sum, where it needs no launch of its own in steps of few rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,16 @@ def writes(fused: Fused) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Normed:
+    """A value that is packed before it is divided by its root mean square."""
+
+    value: str
+    """What is normed."""
+    residual: str
+    """What it was added to. Its own root mean square tells how large halves are to be."""
+
+
+@dataclass(frozen=True, slots=True)
 class Program:
     """What a subgraph runs, and in which forms its values are kept."""
 
@@ -106,6 +120,8 @@ class Program:
     """Values that quantised products read, in the form they want."""
     floats: frozenset[str]
     """Values that are needed in float32."""
+    normed: Mapping[str, Normed] = field(default_factory=dict)
+    """Outputs of norms that products take in, in steps of few rows."""
 
 
 def compile_program(subgraph: Subgraph, kinds: Mapping[str, str]) -> Program:
@@ -138,7 +154,45 @@ def compile_program(subgraph: Subgraph, kinds: Mapping[str, str]) -> Program:
             floats.add(one.x)
             ready.add(one.x)
         order.append(one)
-    return Program(tuple(order), frozenset(packed), frozenset(floats))
+    alone = packed - floats
+    order, normed = _take_in_norms(order, alone)
+    return Program(tuple(order), frozenset(packed), frozenset(floats), normed)
+
+
+def _take_in_norms(
+    order: Sequence[Fused], packed: Set[str]
+) -> tuple[list[Fused], dict[str, Normed]]:
+    """Mark additions whose norm products take in; norms whose outputs are only `packed` can be.
+
+    What is added to must have been normed before: that norm, or the products that took it in, leave
+    its root mean square behind.
+    """
+    norms = {
+        one.operator.inputs[0]: one.operator
+        for one in order
+        if isinstance(one, Single)
+        and one.operator.kind == "rms_norm"
+        and one.operator.outputs[0] in packed
+    }
+    normed: dict[str, Normed] = {}
+    known: set[str] = set()
+    found: list[Fused] = []
+    for one in order:
+        added = one
+        match one:
+            case Single(Operator(kind="rms_norm") as op) if op.outputs[0] not in normed:
+                known.add(op.inputs[0])
+            case Products(x=x) | GatedProduct(x=x) if x in normed:
+                known.add(normed[x].value)
+            case _:
+                pass
+        if isinstance(one, Products) and one.residual in known:
+            norm = norms.get(one.outputs[0])
+            if norm is not None:
+                added = replace(one, norm=norm)
+                normed[norm.outputs[0]] = Normed(one.outputs[0], one.residual)
+        found.append(added)
+    return found, normed
 
 
 class _Fuser:

@@ -20,7 +20,6 @@ OLDEST = (8, 0)
 HOPPER = (9, 0)
 _OVERLAP = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
 _OUT_OF_MEMORY = 2
-_DEFAULT_SHARED = 32 * 1024  # 48 KiB less what kernels declare themselves
 
 Kernel = int
 """The address of a compiled function."""
@@ -82,6 +81,8 @@ class Gpu:
         self.name: str = properties["name"].decode()
         self.capability: tuple[int, int] = (properties["major"], properties["minor"])
         self.processors: int = properties["multiProcessorCount"]
+        self.shared_memory: int = properties["sharedMemPerBlockOptin"]
+        """Bytes that a block can have."""
         if self.capability < OLDEST:
             raise ConfigurationError(
                 f"backend 'cuda' needs compute capability {OLDEST[0]}.{OLDEST[1]} or later; "
@@ -147,18 +148,21 @@ class Gpu:
             f"{free / 2**30:.2f} of {total / 2**30:.2f} GiB are free"
         )
 
-    def kernel(self, source: str, name: str, make: Callable[[], str], shared: int = 0) -> Kernel:
+    def kernel(
+        self, source: str, name: str, make: Callable[[], str], shared: bool = False
+    ) -> Kernel:
         """A compiled function of a source; `make` gives its text when it is first needed.
 
-        `shared` is the most shared memory that it will be launched with.
+        `shared` says whether it will be launched with shared memory.
         """
         key = (source, name)
         if key not in self._kernels:
             if source not in self._modules:
                 self._modules[source] = self.cupy.RawModule(code=make(), options=sources.OPTIONS)
             function = self._modules[source].get_function(name)
-            if shared > _DEFAULT_SHARED:
-                function.max_dynamic_shared_size_bytes = shared
+            if shared:
+                room = self.shared_memory - function.shared_size_bytes
+                function.max_dynamic_shared_size_bytes = room
             self._functions.append(function)
             self._kernels[key] = int(function.kernel.ptr)
         return self._kernels[key]

@@ -9,7 +9,7 @@ from raygraft.graph.operators import Operator, Value
 from raygraft.kernels.cuda import sampling, sources
 from raygraft.kernels.cuda.arguments import integer, number, pointer
 from raygraft.kernels.cuda.attention import AttentionLaunches
-from raygraft.kernels.cuda.buffers import Buffers, Counts
+from raygraft.kernels.cuda.buffers import FEW, Buffers, Counts
 from raygraft.kernels.cuda.fusion import (
     CachedAttention,
     GatedProduct,
@@ -51,7 +51,7 @@ class Launcher:
         self._step = step
         self._weights = weights
         self._kernels = RowKernels(gpu, self.buffers)
-        self._products = ProductLaunches(gpu, self.buffers, self._kernels, weights)
+        self._products = ProductLaunches(gpu, program, self.buffers, self._kernels, weights)
         self.attention = AttentionLaunches(gpu, self.buffers, self._kernels, step, tables)
 
     def launch(self, counts: Counts, given: Mapping[str, int]) -> None:
@@ -70,6 +70,8 @@ class Launcher:
                     self._products.launch_gated(one, rows)
                 case CachedAttention():
                     self.attention.launch(one, rows)
+                case Single(op) if rows <= FEW and op.outputs[0] in self.program.normed:
+                    pass  # products take it in
                 case Single():
                     self._single(one.operator, rows)
 
@@ -80,10 +82,11 @@ class Launcher:
         match op.kind:
             case "rms_norm":
                 self._kernels.launch(
-                    "rms_norm", (rows, 1, 1), threads_for(width // 4),
+                    "rms_norm", (rows, 1, 1), min(THREADS, threads_for(width // 4)),
                     pointer(self.buffers.floats(op.inputs[0])), pointer(weights["weight"].address),
-                    pointer(out), self.buffers.packed(op.outputs[0], rows), integer(width),
-                    number(float(dict(op.attributes)["epsilon"])),
+                    pointer(out), self.buffers.packed(op.outputs[0], rows),
+                    pointer(self.buffers.factor(op.inputs[0]) if rows <= FEW else 0),
+                    integer(width), number(float(dict(op.attributes)["epsilon"])),
                 )  # fmt: skip
             case "swiglu":
                 gate, up = (self.buffers.floats(name) for name in op.inputs)

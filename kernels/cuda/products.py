@@ -13,10 +13,17 @@ import numpy as np
 
 from raygraft.graph.operators import Operator
 from raygraft.kernels.cuda import sources
-from raygraft.kernels.cuda.arguments import FRAGMENTS_SPLIT, Product, integer, number, pointer
+from raygraft.kernels.cuda.arguments import (
+    FRAGMENTS_SPLIT,
+    Norm,
+    Product,
+    integer,
+    number,
+    pointer,
+)
 from raygraft.kernels.cuda.buffers import FEW, Buffers, capacity
 from raygraft.kernels.cuda.formats import TILE
-from raygraft.kernels.cuda.fusion import GatedProduct, Products
+from raygraft.kernels.cuda.fusion import GatedProduct, Products, Program
 from raygraft.kernels.cuda.gpu import Gpu
 from raygraft.kernels.cuda.rows import THREADS, RowKernels
 from raygraft.kernels.cuda.weights import Floats, PackedMatrix, Weight
@@ -33,11 +40,18 @@ class ProductLaunches:
     def __init__(
         self,
         gpu: Gpu,
+        program: Program,
         buffers: Buffers,
         kernels: RowKernels,
         weights: Mapping[str, Mapping[str, Weight]],
     ) -> None:
         self._gpu = gpu
+        self._program = program
+        self._norms = {
+            one.norm.outputs[0]: one.norm
+            for one in program.order
+            if isinstance(one, Products) and one.norm is not None
+        }
         self._buffers = buffers
         self._kernels = kernels
         self._weights = weights
@@ -58,6 +72,10 @@ class ProductLaunches:
             segment.out = self._buffers.floats(output)
         if one.residual:
             arguments.segments[0].residual = self._buffers.floats(one.residual)
+        if one.norm is not None:
+            (normed,) = one.norm.outputs
+            arguments.y = self._buffers.packed(normed, rows)
+            arguments.after = self._norm(normed, one.norm, rows)
         shape = sources.shape_for(arguments.rows)
         blocks = sum(-(-s.tiles // shape.row_tiles) for s in arguments.segments)
         self._run_product(one.operators, arguments, blocks, gated=False)
@@ -94,7 +112,21 @@ class ProductLaunches:
         arguments.count, arguments.rows = len(operators), rows
         arguments.chunks = -(-self._buffers.width(x) // 64)
         arguments.columns = 2 * rows if arguments.x.form == FRAGMENTS_SPLIT else rows
+        if x in self._program.normed:
+            arguments.before = self._norm(x, self._norms[x], rows)
         return arguments
+
+    def _norm(self, normed: str, op: Operator, rows: int) -> Norm:
+        """Where what a norm needs is left by some products and found by others."""
+        weight, between = self._weights[op.name]["weight"], self._program.normed[normed]
+        assert isinstance(weight, Floats)
+        width = self._buffers.width(normed)
+        groups = -(-width // (TILE * sources.shape_for(rows).row_tiles))
+        return Norm(
+            weight.address, self._buffers.sums(between.value),
+            self._buffers.factor(between.residual), self._buffers.factor(between.value),
+            groups, width, float(dict(op.attributes)["epsilon"]),
+        )  # fmt: skip
 
     def _kinds(self, operators: tuple[Operator, ...]) -> tuple[str, str]:
         names = sorted({self._matrix(op).format.name for op in operators})
@@ -105,15 +137,17 @@ class ProductLaunches:
     ) -> None:
         kinds = self._kinds(operators)
         shape = sources.shape_for(arguments.rows)
-        shared = sources.product_shared_bytes(kinds, shape)
+        share = blocks / self._gpu.processors
+        warps = sources.product_warps(kinds, shape, share, self._gpu.shared_memory)
+        shared = sources.product_shared_bytes(kinds, shape, warps)
         kernel = self._gpu.kernel(
             f"product {kinds[0]} {kinds[1]}",
-            sources.product_name(shape, gated),
+            sources.product_name(shape, warps, gated),
             lambda: sources.product_source(kinds),
-            shared,
+            shared=True,
         )
-        threads = 32 * sources.WARPS
-        self._gpu.launch(kernel, (blocks, 1, 1), threads, (arguments,), shared)
+        shared += 4 * arguments.rows * (arguments.before.count + 1)
+        self._gpu.launch(kernel, (blocks, 1, 1), 32 * warps, (arguments,), shared)
 
     def _matrix(self, op: Operator) -> PackedMatrix:
         weight = self._weights[op.name]["weight"]

@@ -38,7 +38,7 @@ def launch(shared: Shared, logits: int, vocabulary: int, rows: int, wanted: Want
     ids = best + 4 * parts * most
     found = results(arena, wanted.size(rows))
     kernel_shared = 4 * -(-vocabulary // PARTS)
-    kernel = gpu.kernel("sample", "best_of_parts", sources.sample_source, kernel_shared)
+    kernel = gpu.kernel("sample", "best_of_parts", sources.sample_source, shared=kernel_shared > 0)
     gpu.launch(
         kernel, (PARTS, rows, 1), _THREADS,
         (pointer(logits), pointer(best), pointer(ids), pointer(sums), integer(vocabulary),

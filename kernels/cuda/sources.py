@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -10,8 +10,6 @@ from importlib.resources import files
 from raygraft.kernels.cuda.formats import FORMATS
 
 OPTIONS = ("-std=c++17",)
-WARPS = 8
-"""Of a block of `matvec.cu`."""
 DECODE_DEPTH = 3
 """How far `decode_attention.cu` fetches ahead."""
 ATTENTION_SIZES = (64, 128, 256)
@@ -30,14 +28,17 @@ class Shape:
     row_tiles: int
     ring_bytes: int
     """About how much of a warp's weights is on the way at any time."""
-    blocks: int
-    """Of a multiprocessor, at least: it bounds the registers."""
+    blocks: Mapping[int, int]
+    """Blocks that a multiprocessor takes at once, by the warps of a block; most warps first."""
+    many: int
+    """Warps of a block where a multiprocessor takes more than one turn of blocks."""
 
 
+_FEW = {12: 2, 8: 3, 4: 7}
 SHAPES = (
-    Shape("few", 4, 1, 1, 1, 4608, 3),
-    Shape("eight", 8, 1, 2, 1, 4608, 3),
-    Shape("sixteen", 16, 2, 2, 2, 4352, 2),
+    Shape("few", 4, 1, 1, 1, 4608, _FEW, 8),
+    Shape("eight", 8, 1, 2, 1, 4608, _FEW, 8),
+    Shape("sixteen", 16, 2, 2, 2, 4352, {16: 1, 8: 2, 4: 4}, 4),
 )
 
 
@@ -105,33 +106,46 @@ def expand_source(kind: str) -> str:
 
 def product_source(kinds: tuple[str, str]) -> str:
     """Few rows times matrices of one format or of two."""
-    warps = f"#define WARPS {WARPS}\n"
-    lines = [read("common.cuh"), read("formats.cuh"), warps, read("matvec.cu")]
+    lines = [read("common.cuh"), read("formats.cuh"), read("matvec.cu")]
     for shape in SHAPES:
-        for gated in (False, True):
-            depth = ring_depth(kinds, shape)
-            numbers = f"{shape.column_tiles}, {shape.sets}, {shape.row_tiles}, {depth}"
-            name = product_name(shape, gated)
-            flag = "true" if gated else "false"
-            lines.append(
-                f"PRODUCT({name}, {kinds[0]}, {kinds[1]}, {numbers}, {flag}, {shape.blocks})\n"
-            )
+        for warps, blocks in shape.blocks.items():
+            sizes = (shape.column_tiles, shape.sets, shape.row_tiles, warps)
+            numbers = ", ".join(map(str, (*sizes, ring_depth(kinds, shape))))
+            for gated in (False, True):
+                name = product_name(shape, warps, gated)
+                flag = "true" if gated else "false"
+                lines.append(
+                    f"PRODUCT({name}, {kinds[0]}, {kinds[1]}, {numbers}, {flag}, {blocks})\n"
+                )
     return "".join(lines)
 
 
-def product_name(shape: Shape, gated: bool) -> str:
+def product_name(shape: Shape, warps: int, gated: bool) -> str:
     """Name of a kernel of `product_source`."""
-    return f"product_{shape.name}{'_gated' if gated else ''}"
+    return f"product_{shape.name}_{warps}{'_gated' if gated else ''}"
 
 
 def ring_depth(kinds: tuple[str, str], shape: Shape) -> int:
     """How many chunks of a warp are on the way at once."""
-    return max(2, shape.ring_bytes // _stage_bytes(kinds, shape))
+    stage = _stage_bytes(kinds, shape)
+    return max(3 if stage <= 2048 else 2, shape.ring_bytes // stage)
 
 
-def product_shared_bytes(kinds: tuple[str, str], shape: Shape) -> int:
+def product_warps(kinds: tuple[str, str], shape: Shape, share: float, shared: int) -> int:
+    """Warps of a block, where a multiprocessor's share of a launch is so many blocks.
+
+    As many as let all blocks run at once: then none waits for a second turn, and all
+    multiprocessors have the same to do. Where there are too many blocks for that, the rest at the
+    end is a small part of the whole. A block can have `shared` bytes of shared memory.
+    """
+    wanted = next((warps for warps, most in shape.blocks.items() if share <= most), shape.many)
+    fitting = (w for w in shape.blocks if product_shared_bytes(kinds, shape, w) <= shared)
+    return next((warps for warps in fitting if warps <= wanted), min(shape.blocks))
+
+
+def product_shared_bytes(kinds: tuple[str, str], shape: Shape, warps: int) -> int:
     """Shared memory of a block of the product kernel."""
-    return WARPS * ring_depth(kinds, shape) * _stage_bytes(kinds, shape)
+    return warps * ring_depth(kinds, shape) * _stage_bytes(kinds, shape)
 
 
 def decode_attention_shared_bytes(vectors: int, heads: int, cache_type: str) -> int:

@@ -1,5 +1,7 @@
 """What runs as one, of whole models and of their parts."""
 
+from dataclasses import replace
+
 import pytest
 
 from raygraft.graph.architectures import build_graph
@@ -46,6 +48,40 @@ def test_a_block_is_seven_launches(tiny_graph):
     assert hidden <= program.packed
     assert not hidden & program.floats
     assert set(subgraph.outputs) <= program.floats
+
+
+def test_products_take_in_the_norms_between_two_additions(tiny_graph):
+    """Not the first, which nothing is added before; not the last, of which some rows are normed."""
+    _, program = program_of(tiny_graph, ["blk.0", "blk.1"])
+    sums = [one for one in program.order if isinstance(one, Products) and one.residual]
+    taken = [one.norm and one.norm.name for one in sums]
+    assert taken == [
+        "blk.0.ffn.gate_up.norm",
+        "blk.1.attn.qkv.norm",
+        "blk.1.ffn.gate_up.norm",
+        None,
+    ]
+    for one, before in zip(sums, [None, *sums], strict=False):
+        if one.norm is not None:
+            normed = program.normed[one.norm.outputs[0]]
+            assert (normed.value, normed.residual) == (one.outputs[0], one.residual)
+            assert before is None or one.residual == before.outputs[0]
+
+
+def test_a_norm_that_others_read_keeps_its_launch(tiny_graph):
+    operators = [
+        name for region in ("blk.0", "blk.1") for name in tiny_graph.regions[region].operators
+    ]
+    subgraph = tiny_graph.subgraph(operators)
+    (normed,) = next(op for op in subgraph.operators if op.name == "blk.1.attn.qkv.norm").outputs
+    shown = replace(subgraph, outputs=(*subgraph.outputs, normed))
+    kinds = {op.name: "Q8_0" for op in subgraph.operators if op.kind == "matmul"}
+    assert normed in compile_program(subgraph, kinds).normed
+    program = compile_program(shown, kinds)
+    assert normed not in program.normed
+    assert [one.norm.name for one in program.order if isinstance(one, Products) and one.norm] == [
+        "blk.0.ffn.gate_up.norm", "blk.1.ffn.gate_up.norm",
+    ]  # fmt: skip
 
 
 def test_float_weights_are_not_fused_with_their_gate(tiny_graph):

@@ -191,6 +191,60 @@ def test_norms_sums_gates(backend, width):
                 assert error(found["y"], exact) < FLOATS, (rows, operator.kind)
 
 
+@pytest.mark.parametrize(("kind", "width"), [("F16", 200), ("Q8_0", 96), ("Q4_K", 1024)])
+def test_norms_that_products_take_in(backend, kind, width):
+    """Rows from tiny to huge; what is normed is read by products and gates, and added to again."""
+    random = np.random.default_rng(width)
+
+    def weight(outputs, columns):
+        values = random.standard_normal((outputs, columns), np.float32)
+        return quantised(values / np.sqrt(columns), kind)
+
+    inner = 2 * max(48, block_of(kind))
+    shapes = {"a": (width, width), "b": (40, width), "c": (24, width), "g": (inner, width)}
+    shapes |= {"u": (inner, width), "d": (width, inner), "e": (56, width)}
+    weights = {name: weight(*shape) for name, shape in shapes.items()}
+    for n in range(3):
+        norm = 1 + 0.3 * random.standard_normal(width)
+        weights[f"w{n}"] = quantised(norm.astype(np.float32), "F32")
+
+    def norm(n, x):
+        role = (("weight", WeightSlice(f"w{n}")),)
+        return Operator(f"norm{n}", "rms_norm", (x,), (f"n{n}",), role, (("epsilon", 1e-5),))
+
+    operators = [
+        norm(0, "x"), product("a", "n0", "h", "a"), Operator("add", "add", ("x", "h"), ("r",)),
+        norm(1, "r"), product("b", "n1", "y", "b"), product("c", "n1", "z", "c"),
+        product("g", "n1", "gate", "g"), product("u", "n1", "up", "u"),
+        Operator("s", "swiglu", ("gate", "up"), ("s",)), product("d", "s", "f", "d"),
+        Operator("add2", "add", ("f", "r"), ("r2",)), norm(2, "r2"), product("e", "n2", "v", "e"),
+    ]  # fmt: skip
+    widths = dict.fromkeys(("x", "n0", "h", "r", "n1", "f", "r2", "n2"), width)
+    widths |= dict.fromkeys(("gate", "up", "s"), inner) | {"y": 40, "z": 24, "v": 56}
+    runner = load(backend, operators, widths, weights)
+
+    def exact_norm(n, x):
+        rms = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + 1e-5)
+        return x / rms * weights[f"w{n}"].dequantise()
+
+    for rows in (1, 3, 4, 5, 8, 9, 16, 40):
+        x = inputs_of(random, rows, {"x": width})["x"] / 3
+        x = (x * 10.0 ** random.uniform(-3, 4, (rows, 1))).astype(np.float32)
+        exact = {"x": x.astype(np.float64)}
+        exact["r"] = exact["x"] + exact_product(exact_norm(0, exact["x"]), weights["a"])
+        n1 = exact_norm(1, exact["r"])
+        for name, own in (("y", "b"), ("z", "c")):
+            exact[name] = exact_product(n1, weights[own])
+        gate = exact_gate(exact_product(n1, weights["g"]), exact_product(n1, weights["u"]))
+        exact["r2"] = exact["r"] + exact_product(gate, weights["d"])
+        exact["v"] = exact_product(exact_norm(2, exact["r2"]), weights["e"])
+        for found in runs(backend, runner, rows_step(rows), {"x": x}):
+            for name in ("y", "z", "v"):
+                for row in range(rows):
+                    bound = FLOATS if rows <= 16 else HALVES
+                    assert error(found[name][row], exact[name][row]) < bound, (rows, name, row)
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_look_ups(backend, kind):
     random = np.random.default_rng(5)
@@ -293,6 +347,39 @@ def test_attention(backend, heads, kv_heads, key_size, value_size, cache_type):
         bound = FLOATS if step.rows <= 16 else HALVES if cache_type == "f16" else 1e-4
         for found in runs(backend, runner, step, inputs):
             assert error(found["y"], right) < bound, step.rows
+
+
+@pytest.mark.parametrize("cache_type", ["f32", "f16"])
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 2, 128), (3, 1, 64), (2, 1, 200)])
+def test_attention_over_contexts_of_any_length(backend, heads, kv_heads, size, cache_type):
+    """One block of a cluster, all of them, several clusters; alone and beside others."""
+    random = np.random.default_rng(size)
+    widths = {"q": heads * size, "k": kv_heads * size, "v": kv_heads * size, "y": heads * size}
+    attributes = (("heads", heads), ("kv_heads", kv_heads), ("scale", size**-0.5))
+    state = KeyValueState("s", kv_heads, size, size)
+    operator = Operator("a", "attention", ("q", "k", "v"), ("y",), (), attributes, state)
+    limits = Limits(max_rows=128, context=4096, cache_type=cache_type, max_sequences=4)
+    runner = backend.load(subgraph_of([operator], widths, ()), Given(), limits)
+    runner.allocate_state(1000, 16)
+    pages = random.permutation(1000)[:800].reshape(4, 200).tolist()
+    exact, content = ExactAttention(heads, kv_heads, cache_type), {}
+    positions = (40, 767, 768, 3100)
+    dtype = {"f32": np.float32, "f16": np.float16}[cache_type]
+    for sequence in range(4):
+        shape = (2, 200, kv_heads, 16, size)
+        keys, values = random.standard_normal(shape).astype(dtype)
+        runner.import_state("a", pages[sequence], (keys, values))
+        rows = (x.transpose(0, 2, 1, 3).reshape(3200, -1) for x in (keys, values))
+        content[sequence] = [list(x.astype(np.float64).reshape(3200, kv_heads, -1)) for x in rows]
+    for chosen in ([0], [1], [2], [3], [3, 0, 1], [2, 3, 1, 0]):
+        step = step_of([[positions[s]] for s in chosen], [pages[s] for s in chosen])
+        exact.seen = {row: tuple(map(list, content[s])) for row, s in enumerate(chosen)}
+        inputs = {
+            n: random.standard_normal((step.rows, widths[n])).astype(np.float32) for n in "qkv"
+        }
+        right = exact(step, inputs["q"], inputs["k"], inputs["v"], size**-0.5)
+        for found in runs(backend, runner, step, inputs):
+            assert error(found["y"], right) < FLOATS, chosen
 
 
 @pytest.mark.parametrize("cache_type", ["f32", "f16"])

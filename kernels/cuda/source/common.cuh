@@ -56,6 +56,11 @@ __device__ __forceinline__ void copy_async(void* to, const void* from) {
                  :: "r"(shared_address(to)), "l"(from) : "memory");
 }
 
+__device__ __forceinline__ void copy_float(float* to, const float* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;"
+                 :: "r"(shared_address(to)), "l"(from) : "memory");
+}
+
 __device__ __forceinline__ void commit_copies() {
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -63,6 +68,10 @@ __device__ __forceinline__ void commit_copies() {
 template <int PENDING>
 __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" :: "n"(PENDING) : "memory");
+}
+
+__device__ __forceinline__ void wait_all_copies() {  // those of no group as well
+    asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
 // The next kernel of the stream may start; before it reads what this one writes, it waits.

@@ -2,11 +2,10 @@
 //
 // A block computes TILES tiles of 16 outputs. Its warps share out the columns; each streams its
 // chunks through a ring in shared memory, several ahead, and multiplies them by tensor cores. Copies
-// of weights begin before the previous kernel has ended: they depend on nothing.
+// of weights begin before the previous kernel has ended: they depend on nothing. `sources.py` says
+// how many warps suit how many blocks.
 
-// WARPS of a block: `sources.py` defines it.
-
-// One matrix. FORMAT is 0 or 1: which of the two that the kernel was compiled for.
+// One matrix. `format` is 0 or 1: which of the two that the kernel was compiled for.
 struct Segment {
     const u8* weights;
     float* out;
@@ -18,10 +17,24 @@ struct Segment {
     int format;
 };
 
+// A norm that products take in (https://arxiv.org/abs/1910.07467): one leaves its sums times the
+// norm's weights, and their squares; the next divides by their root mean square.
+struct Norm {
+    const float* weight;
+    float* sums;      // [rows][count] of squares, one of each block
+    float* previous;  // [rows] what the norm before multiplied the residual by
+    float* factor;    // [rows] what this one multiplies by
+    int count;
+    int width;
+    float epsilon;
+};
+
 struct Product {
     Segment segments[3];
     Packed x;
-    Packed y;    // what a gated product writes
+    Packed y;    // what a gated product writes, or one that leaves its sums to a norm
+    Norm before; // where x comes from sums, of which the norm is not complete
+    Norm after;
     int count;   // of segments
     int chunks;  // of 64 columns
     int columns; // of x that are in use
@@ -121,11 +134,12 @@ __device__ __forceinline__ void load_x(
     }
 }
 
-// The warp's share of the columns of some tiles: chunks `first` to `last`.
-template <class F, int N, int SETS, int TILES, int DEPTH>
+// The warp's share of the columns of some tiles: chunks `first` to `last`. `start` is called when
+// what the previous kernel wrote is there.
+template <class F, int N, int SETS, int TILES, int DEPTH, class Start>
 __device__ __forceinline__ void multiply_tiles(
     const u8* const (&tiles)[TILES], int first, int last, int row_bytes, const Packed& x,
-    int columns, u8* ring, int lane, float (&total)[TILES][N][4]
+    int columns, u8* ring, int lane, float (&total)[TILES][N][4], Start start
 ) {
     constexpr int SUBS = F::COLUMNS / 64, STAGE = TILES * F::BYTES;
 #pragma unroll
@@ -135,6 +149,7 @@ __device__ __forceinline__ void multiply_tiles(
     }
     let_next_start();
     wait_for_previous();
+    start();
     // With few registers of x, those of the next step are on their way during this one.
     constexpr bool AHEAD = N * SETS == 1;
     uint4 next[N * SETS][2];
@@ -178,7 +193,7 @@ __device__ __forceinline__ void multiply_tiles(
         commit_copies();
         place = place + 1 == DEPTH ? 0 : place + 1;
     }
-    wait_copies<0>();
+    wait_all_copies();
 }
 
 // What a block's warps have for one output row and one row of x, added up in a fixed order.
@@ -197,7 +212,51 @@ __device__ __forceinline__ float collect(
     return sum;
 }
 
-template <class F0, class F1, int N, int SETS, int TILES, int DEPTH, bool GATED>
+// A power of two that brings a row to about 1, so that it fits into halves.
+__device__ __forceinline__ float power_for(float factor) {
+    return __int_as_float(__float_as_int(factor) & 0x7f800000);
+}
+
+// Starts to copy what `find_factors` needs: the squares of x, and the factors before.
+__device__ __forceinline__ void fetch_squares(const Product& p, float* squares) {
+    const int count = p.rows * p.before.count;
+    for (int i = threadIdx.x; i < count; i += blockDim.x)
+        copy_float(squares + i, p.before.sums + i);
+    if (count && threadIdx.x < p.rows)
+        copy_float(squares + count + threadIdx.x, p.before.previous + threadIdx.x);
+}
+
+// What each row's products are multiplied by, where x is not normed yet: a warp a row.
+__device__ __forceinline__ void find_factors(
+    const Product& p, const float* squares, float (&factors)[16]
+) {
+    const int lane = threadIdx.x & 31, count = p.before.count;
+    if (!count) return;
+    for (int row = threadIdx.x >> 5; row < p.rows; row += blockDim.x >> 5) {
+        float sum = 0.0f;
+        for (int i = lane; i < count; i += 32) sum += squares[row * count + i];
+        const float factor = rsqrtf(warp_sum(sum) / p.before.width + p.before.epsilon);
+        if (lane > 0) continue;
+        factors[row] = factor / power_for(squares[p.rows * count + row]);
+        if (blockIdx.x == 0) p.before.factor[row] = factor;
+    }
+}
+
+// Leaves a sum to a norm: packed, and its square, added up over the GROUP lanes of a token.
+template <int GROUP>
+__device__ __forceinline__ void leave_sum(
+    const Product& p, int token, int out, bool used, float y, float weight, float previous
+) {
+    if (used) store_packed(p.y, token, out, y * weight * power_for(previous));
+    float square = y * y;
+    const u32 lanes = GROUP == 32 ? FULL : 0xffffu << (threadIdx.x & 16);
+#pragma unroll
+    for (int offset = GROUP / 2; offset; offset >>= 1)
+        square += __shfl_xor_sync(lanes, square, offset);
+    if (out % GROUP == 0) p.after.sums[token * p.after.count + out / GROUP] = square;
+}
+
+template <class F0, class F1, int N, int SETS, int TILES, int WARPS, int DEPTH, bool GATED>
 __device__ __forceinline__ void product(const Product& p) {
     extern __shared__ __align__(16) u8 memory[];
     constexpr int ROOM = DEPTH * TILES * (F0::BYTES > F1::BYTES ? F0::BYTES : F1::BYTES);
@@ -224,6 +283,17 @@ __device__ __forceinline__ void product(const Product& p) {
         for (int n = 0; n < N; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) total[r][n][i] = 0.0f;
+    // What the end needs is on its way during the products.
+    constexpr int GROUP = 16 * TILES;
+    float* squares = (float*)(memory + WARPS * ROOM);
+    float residual = 0.0f, weight = 0.0f, previous = 0.0f;
+    auto start = [&] {
+        fetch_squares(p, squares);
+        const int token = threadIdx.x / GROUP, out = group * GROUP + threadIdx.x % GROUP;
+        if (GATED || token >= p.rows || out >= segment.rows) return;
+        if (segment.residual) residual = segment.residual[(i64)token * segment.rows + out];
+        if (p.after.weight) weight = p.after.weight[out], previous = p.after.previous[token];
+    };
     auto run = [&](auto format) {
         using F = decltype(format);
         const int chunks = p.chunks * 64 / F::COLUMNS;
@@ -235,11 +305,12 @@ __device__ __forceinline__ void product(const Product& p) {
         }
         multiply_tiles<F, N, SETS, TILES, DEPTH>(
             tiles, chunks * share / shares, chunks * (share + 1) / shares,
-            chunks * (F::BYTES / 16), p.x, p.columns, memory + warp * ROOM, lane, total);
+            chunks * (F::BYTES / 16), p.x, p.columns, memory + warp * ROOM, lane, total, start);
     };
     if (segment.format == 0) run(F0());
     else run(F1());
-    __syncthreads();  // the rings are read no more
+    __shared__ float factors[16];
+    __syncthreads();  // the rings are read no more, and the squares are there
     float* parts = (float*)memory;
 #pragma unroll
     for (int r = 0; r < TILES; r++)
@@ -247,36 +318,42 @@ __device__ __forceinline__ void product(const Product& p) {
         for (int n = 0; n < N; n++)
             ((float4*)parts)[((warp * TILES + r) * N + n) * 32 + lane] =
                 make_float4(total[r][n][0], total[r][n][1], total[r][n][2], total[r][n][3]);
+    find_factors(p, squares, factors);
     __syncthreads();
     const bool split = p.x.form == FRAGMENTS_SPLIT;
-    for (int i = threadIdx.x; i < 16 * TILES * p.rows; i += WARPS * 32) {
-        int token = i / (16 * TILES), row = i % (16 * TILES);
-        int out = group * TILES * 16 + row;
-        if (out >= segment.rows) continue;
-        if (GATED) {
-            float gate = p.segments[0].scale *
+    for (int i = threadIdx.x; i < GROUP * p.rows; i += WARPS * 32) {
+        const int token = i / GROUP, row = i % GROUP, out = group * GROUP + row;
+        const bool used = out < segment.rows, first = i == threadIdx.x;
+        const float factor = p.before.count ? factors[token] : 1.0f;
+        const i64 at = (i64)token * segment.rows + out;
+        float y = 0.0f;
+        if (used && GATED) {
+            float gate = factor * p.segments[0].scale *
                          collect<N, TILES>(parts, 0, WARPS / 2, row, token, split);
-            float up = p.segments[1].scale *
+            float up = factor * p.segments[1].scale *
                        collect<N, TILES>(parts, WARPS / 2, WARPS, row, token, split);
             if (p.segments[0].bias) gate += p.segments[0].bias[out];
             if (p.segments[1].bias) up += p.segments[1].bias[out];
-            float y = silu(gate) * up;
-            if (p.segments[0].out) p.segments[0].out[(i64)token * segment.rows + out] = y;
+            y = silu(gate) * up;
+            if (p.segments[0].out) p.segments[0].out[at] = y;
             if (p.y.form) store_packed(p.y, token, out, y);
-        } else {
-            float y = segment.scale * collect<N, TILES>(parts, 0, WARPS, row, token, split);
-            i64 at = (i64)token * segment.rows + out;
+        } else if (used) {
+            y = factor * segment.scale * collect<N, TILES>(parts, 0, WARPS, row, token, split);
             if (segment.bias) y += segment.bias[out];
-            if (segment.residual) y += segment.residual[at];
+            if (segment.residual) y += first ? residual : segment.residual[at];
             segment.out[at] = y;
         }
+        if (GATED || !p.after.weight) continue;
+        if (used && !first) weight = p.after.weight[out], previous = p.after.previous[token];
+        leave_sum<GROUP>(p, token, out, used, y, weight, previous);
     }
 }
 
-// Shared memory: WARPS * DEPTH * TILES chunks of the larger format.
-#define PRODUCT(NAME, F0, F1, N, SETS, TILES, DEPTH, GATED, BLOCKS)       \
-    extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) NAME( \
-        const __grid_constant__ Product p                                  \
-    ) {                                                                    \
-        product<F0, F1, N, SETS, TILES, DEPTH, GATED>(p);                  \
+// Shared memory: WARPS * DEPTH * TILES chunks of the larger format; where x is not normed yet, its
+// squares and the factors before.
+#define PRODUCT(NAME, F0, F1, N, SETS, TILES, WARPS, DEPTH, GATED, BLOCKS) \
+    extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS) NAME(  \
+        const __grid_constant__ Product p                                   \
+    ) {                                                                     \
+        product<F0, F1, N, SETS, TILES, WARPS, DEPTH, GATED>(p);            \
     }

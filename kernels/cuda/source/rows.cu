@@ -12,32 +12,45 @@ __device__ __forceinline__ float row_scale(float largest) {
     return largest > 32768.0f ? exp2f(ceilf(log2f(largest)) - 15.0f) : 1.0f;
 }
 
-// A block for each row. `out` and `packed` may be absent.
-extern "C" __global__ void __launch_bounds__(1024) rms_norm(
+// A block for each row, small enough to find room beside those of the product before it. `out`,
+// `packed` and `factors`, which takes what each row is multiplied by, may be absent.
+extern "C" __global__ void __launch_bounds__(256) rms_norm(
     const float* x, const float* weight, float* out, const __grid_constant__ Packed packed,
-    int columns, float epsilon
+    float* factors, int columns, float epsilon
 ) {
+    constexpr int KEPT = 4;  // quadruples that a thread keeps: all of a row of 4096
     __shared__ float room[33];
     const int first = threadIdx.x * 4, step = blockDim.x * 4;
-    float4 w = load4(weight, first, columns);  // depends on nothing before
-    let_next_start();
-    wait_for_previous();
     const float* from = x + (i64)blockIdx.x * columns;
-    float4 v = load4(from, first, columns);
-    float sum = v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-    for (int k = first + step; k < columns; k += step) {
-        float4 u = load4(from, k, columns);
+    float4 w[KEPT], v[KEPT];
+#pragma unroll
+    for (int n = 0; n < KEPT; n++) w[n] = load4(weight, first + n * step, columns);
+    let_next_start();  // weights depend on nothing before
+    wait_for_previous();
+#pragma unroll
+    for (int n = 0; n < KEPT; n++) v[n] = load4(from, first + n * step, columns);
+    float sum = 0.0f;
+#pragma unroll
+    for (int n = 0; n < KEPT; n++)
+        sum += v[n].x * v[n].x + v[n].y * v[n].y + v[n].z * v[n].z + v[n].w * v[n].w;
+    for (int k = first + KEPT * step; k < columns; k += step) {
+        const float4 u = load4(from, k, columns);
         sum += u.x * u.x + u.y * u.y + u.z * u.z + u.w * u.w;
     }
     const float factor = rsqrtf(block_sum(sum, room) / columns + epsilon);
-    for (int k = first; k < columns; k += step) {
-        if (k > first) v = load4(from, k, columns), w = load4(weight, k, columns);
-        const float y[4] = {v.x * factor * w.x, v.y * factor * w.y, v.z * factor * w.z,
-                            v.w * factor * w.w};
+    if (factors && threadIdx.x == 0) factors[blockIdx.x] = factor;
+    auto store = [&](int k, const float4& a, const float4& b) {
+        const float y[4] = {a.x * factor * b.x, a.y * factor * b.y, a.z * factor * b.z,
+                            a.w * factor * b.w};
         if (packed.form) store_packed4(packed, blockIdx.x, k, columns, y);
         for (int i = 0; out && i < 4 && k + i < columns; i++)
             out[(i64)blockIdx.x * columns + k + i] = y[i];
-    }
+    };
+#pragma unroll
+    for (int n = 0; n < KEPT; n++)
+        if (first + n * step < columns) store(first + n * step, v[n], w[n]);
+    for (int k = first + KEPT * step; k < columns; k += step)
+        store(k, load4(from, k, columns), load4(weight, k, columns));
 }
 
 // silu(gate) * up, or x alone where `up` is absent. A block for each row.
