@@ -88,8 +88,8 @@ class Buffers:
         if isinstance(one, Prepare):
             return frozenset(), frozenset((one.value,))
         written = frozenset(writes(one)) & packed - self.program.normed.keys()
-        if isinstance(one, Products) and one.norm is not None:
-            written |= frozenset(one.norm.outputs)
+        if isinstance(one, Products) and one.normed:
+            written |= {one.normed}
         return frozenset(reads(one)) & packed, written
 
     def start(self, counts: Counts, given: Mapping[str, int]) -> None:
@@ -131,7 +131,7 @@ class Buffers:
         return self.arena.room(("scales", value), 4 * capacity(rows), "scales of rows")
 
     def sums(self, value: str) -> int:
-        """The address of the sums of squares of a value's rows, a few from each block."""
+        """The address of the sums of squares of a value's rows, one from each block."""
         size = 4 * FEW * -(-self.width(value) // TILE)
         return self.arena.room(("sums", value), size, "sums of squares")
 

@@ -28,8 +28,8 @@ class Products:
     operators: tuple[Operator, ...]
     outputs: tuple[str, ...]
     residual: str = ""
-    norm: Operator | None = None
-    """What reads the sum, where it needs no launch of its own in steps of few rows."""
+    normed: str = ""
+    """What a norm makes of the sum, where that needs no launch in steps of few rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +103,16 @@ def writes(fused: Fused) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Normed:
-    """A value that is packed before it is divided by its root mean square."""
+    """What a norm makes, packed before it is divided by its root mean square."""
 
-    value: str
-    """What is normed."""
+    norm: Operator
     residual: str
-    """What it was added to. Its own root mean square tells how large halves are to be."""
+    """What was added to. Its own root mean square tells how large halves are to be."""
+
+    @property
+    def value(self) -> str:
+        """What is normed."""
+        return self.norm.inputs[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +125,7 @@ class Program:
     floats: frozenset[str]
     """Values that are needed in float32."""
     normed: Mapping[str, Normed] = field(default_factory=dict)
-    """Outputs of norms that products take in, in steps of few rows."""
+    """By what they make: norms that products take in, in steps of few rows."""
 
 
 def compile_program(subgraph: Subgraph, kinds: Mapping[str, str]) -> Program:
@@ -154,15 +158,18 @@ def compile_program(subgraph: Subgraph, kinds: Mapping[str, str]) -> Program:
             floats.add(one.x)
             ready.add(one.x)
         order.append(one)
-    alone = packed - floats
-    order, normed = _take_in_norms(order, alone)
+    normed = _take_in_norms(order, packed - floats, kinds)
+    sums = {own.value: name for name, own in normed.items()}
+    for number, one in enumerate(order):
+        if isinstance(one, Products) and one.outputs[0] in sums:
+            order[number] = replace(one, normed=sums[one.outputs[0]])
     return Program(tuple(order), frozenset(packed), frozenset(floats), normed)
 
 
 def _take_in_norms(
-    order: Sequence[Fused], packed: Set[str]
-) -> tuple[list[Fused], dict[str, Normed]]:
-    """Mark additions whose norm products take in; norms whose outputs are only `packed` can be.
+    order: Sequence[Fused], packed: Set[str], kinds: Mapping[str, str]
+) -> dict[str, Normed]:
+    """Norms of sums that need no launch: what they make is only `packed`.
 
     What is added to must have been normed before: that norm, or the products that took it in, leave
     its root mean square behind.
@@ -174,25 +181,21 @@ def _take_in_norms(
         and one.operator.kind == "rms_norm"
         and one.operator.outputs[0] in packed
     }
-    normed: dict[str, Normed] = {}
-    known: set[str] = set()
-    found: list[Fused] = []
+    found: dict[str, Normed] = {}
+    known: set[str] = set()  # values whose root mean square is there
     for one in order:
-        added = one
         match one:
-            case Single(Operator(kind="rms_norm") as op) if op.outputs[0] not in normed:
+            case Single(Operator(kind="rms_norm") as op) if op.outputs[0] not in found:
                 known.add(op.inputs[0])
-            case Products(x=x) | GatedProduct(x=x) if x in normed:
-                known.add(normed[x].value)
+            case Products(x=x) | GatedProduct(x=x) if x in found:
+                known.add(found[x].value)
             case _:
                 pass
-        if isinstance(one, Products) and one.residual in known:
-            norm = norms.get(one.outputs[0])
-            if norm is not None:
-                added = replace(one, norm=norm)
-                normed[norm.outputs[0]] = Normed(one.outputs[0], one.residual)
-        found.append(added)
-    return found, normed
+        if isinstance(one, Products) and one.residual in known and one.outputs[0] in norms:
+            norm = norms[one.outputs[0]]
+            if kinds[one.operators[0].name] != "F32":
+                found[norm.outputs[0]] = Normed(norm, one.residual)
+    return found
 
 
 class _Fuser:

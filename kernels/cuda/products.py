@@ -46,12 +46,7 @@ class ProductLaunches:
         weights: Mapping[str, Mapping[str, Weight]],
     ) -> None:
         self._gpu = gpu
-        self._program = program
-        self._norms = {
-            one.norm.outputs[0]: one.norm
-            for one in program.order
-            if isinstance(one, Products) and one.norm is not None
-        }
+        self._normed = program.normed
         self._buffers = buffers
         self._kernels = kernels
         self._weights = weights
@@ -72,10 +67,9 @@ class ProductLaunches:
             segment.out = self._buffers.floats(output)
         if one.residual:
             arguments.segments[0].residual = self._buffers.floats(one.residual)
-        if one.norm is not None:
-            (normed,) = one.norm.outputs
-            arguments.y = self._buffers.packed(normed, rows)
-            arguments.after = self._norm(normed, one.norm, rows)
+        if one.normed:
+            arguments.y = self._buffers.packed(one.normed, rows)
+            arguments.after = self._norm(one.normed, rows)
         shape = sources.shape_for(arguments.rows)
         blocks = sum(-(-s.tiles // shape.row_tiles) for s in arguments.segments)
         self._run_product(one.operators, arguments, blocks, gated=False)
@@ -112,20 +106,20 @@ class ProductLaunches:
         arguments.count, arguments.rows = len(operators), rows
         arguments.chunks = -(-self._buffers.width(x) // 64)
         arguments.columns = 2 * rows if arguments.x.form == FRAGMENTS_SPLIT else rows
-        if x in self._program.normed:
-            arguments.before = self._norm(x, self._norms[x], rows)
+        if x in self._normed:
+            arguments.before = self._norm(x, rows)
         return arguments
 
-    def _norm(self, normed: str, op: Operator, rows: int) -> Norm:
-        """Where what a norm needs is left by some products and found by others."""
-        weight, between = self._weights[op.name]["weight"], self._program.normed[normed]
+    def _norm(self, made: str, rows: int) -> Norm:
+        """Where some products leave, and others find, what a norm needs."""
+        own, buffers = self._normed[made], self._buffers
+        weight = self._weights[own.norm.name]["weight"]
         assert isinstance(weight, Floats)
-        width = self._buffers.width(normed)
-        groups = -(-width // (TILE * sources.shape_for(rows).row_tiles))
+        width = buffers.width(made)
+        blocks = -(-width // (TILE * sources.shape_for(rows).row_tiles))
         return Norm(
-            weight.address, self._buffers.sums(between.value),
-            self._buffers.factor(between.residual), self._buffers.factor(between.value),
-            groups, width, float(dict(op.attributes)["epsilon"]),
+            weight.address, buffers.sums(own.value), buffers.factor(own.residual),
+            buffers.factor(own.value), blocks, width, float(dict(own.norm.attributes)["epsilon"]),
         )  # fmt: skip
 
     def _kinds(self, operators: tuple[Operator, ...]) -> tuple[str, str]:

@@ -50,38 +50,43 @@ def test_a_block_is_seven_launches(tiny_graph):
     assert set(subgraph.outputs) <= program.floats
 
 
+def taken_in(program):
+    """Names of the norms that products take in, in the order of the products before them."""
+    made = [one.normed for one in program.order if isinstance(one, Products) and one.normed]
+    assert sorted(made) == sorted(program.normed)
+    return [program.normed[name].norm.name for name in made]
+
+
 def test_products_take_in_the_norms_between_two_additions(tiny_graph):
     """Not the first, which nothing is added before; not the last, of which some rows are normed."""
     _, program = program_of(tiny_graph, ["blk.0", "blk.1"])
+    norms = ["blk.0.ffn.gate_up.norm", "blk.1.attn.qkv.norm", "blk.1.ffn.gate_up.norm"]
+    assert taken_in(program) == norms
     sums = [one for one in program.order if isinstance(one, Products) and one.residual]
-    taken = [one.norm and one.norm.name for one in sums]
-    assert taken == [
-        "blk.0.ffn.gate_up.norm",
-        "blk.1.attn.qkv.norm",
-        "blk.1.ffn.gate_up.norm",
-        None,
-    ]
-    for one, before in zip(sums, [None, *sums], strict=False):
-        if one.norm is not None:
-            normed = program.normed[one.norm.outputs[0]]
-            assert (normed.value, normed.residual) == (one.outputs[0], one.residual)
-            assert before is None or one.residual == before.outputs[0]
+    for before, one in zip([None, *sums], sums, strict=False):
+        if one.normed:
+            own = program.normed[one.normed]
+            assert (own.value, own.residual) == (one.outputs[0], one.residual)
+            assert before is None or own.residual == before.outputs[0]
 
 
-def test_a_norm_that_others_read_keeps_its_launch(tiny_graph):
+def test_norms_that_keep_their_launch(tiny_graph):
     operators = [
         name for region in ("blk.0", "blk.1") for name in tiny_graph.regions[region].operators
     ]
     subgraph = tiny_graph.subgraph(operators)
-    (normed,) = next(op for op in subgraph.operators if op.name == "blk.1.attn.qkv.norm").outputs
-    shown = replace(subgraph, outputs=(*subgraph.outputs, normed))
     kinds = {op.name: "Q8_0" for op in subgraph.operators if op.kind == "matmul"}
-    assert normed in compile_program(subgraph, kinds).normed
-    program = compile_program(shown, kinds)
-    assert normed not in program.normed
-    assert [one.norm.name for one in program.order if isinstance(one, Products) and one.norm] == [
-        "blk.0.ffn.gate_up.norm", "blk.1.ffn.gate_up.norm",
-    ]  # fmt: skip
+    inner, last = "blk.1.attn.qkv.norm", "blk.1.ffn.gate_up.norm"
+    assert inner in taken_in(compile_program(subgraph, kinds))
+    # What it makes is an output.
+    (made,) = next(op for op in subgraph.operators if op.name == inner).outputs
+    shown = replace(subgraph, outputs=(*subgraph.outputs, made))
+    assert taken_in(compile_program(shown, kinds)) == ["blk.0.ffn.gate_up.norm", last]
+    # The products that read it, or those before it, are in float32.
+    for name in ("blk.1.attn.qkv.q", "blk.0.ffn.down.down"):
+        assert name in kinds
+        mixed = compile_program(subgraph, kinds | {name: "F32"})
+        assert taken_in(mixed) == ["blk.0.ffn.gate_up.norm", last]
 
 
 def test_float_weights_are_not_fused_with_their_gate(tiny_graph):
