@@ -54,7 +54,7 @@ class Segment(ctypes.Structure):
 
 
 class Norm(ctypes.Structure):
-    """A norm that products take in; no sums: none."""
+    """A norm that products take in; all zero: none."""
 
     _fields_ = (
         ("weight", _pointer),

@@ -135,9 +135,9 @@ class Buffers:
         size = 4 * FEW * -(-self.width(value) // TILE)
         return self.arena.room(("sums", value), size, "sums of squares")
 
-    def factor(self, value: str) -> int:
-        """The address of what the norm multiplies a value's rows by."""
-        return self.arena.room(("factor", value), 4 * FEW, "factors of rows")
+    def factor(self, normed: str) -> int:
+        """The address of what the norm that makes a value multiplies rows by."""
+        return self.arena.room(("factor", normed), 4 * FEW, "factors of rows")
 
     def room(self, name: str, size: int) -> int:
         """Memory for one launch or two, shared by all subgraphs of a device."""

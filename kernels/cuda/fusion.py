@@ -87,7 +87,7 @@ def reads(fused: Fused) -> tuple[str, ...]:
 
 
 def writes(fused: Fused) -> tuple[str, ...]:
-    """Values that it writes."""
+    """Values that it writes, but for what it leaves to a norm."""
     match fused:
         case Products():
             return fused.outputs
@@ -106,8 +106,8 @@ class Normed:
     """What a norm makes, packed before it is divided by its root mean square."""
 
     norm: Operator
-    residual: str
-    """What was added to. Its own root mean square tells how large halves are to be."""
+    previous: str
+    """What a norm made of what was added to: its factor tells how large halves are to be."""
 
     @property
     def value(self) -> str:
@@ -141,7 +141,8 @@ def compile_program(subgraph: Subgraph, kinds: Mapping[str, str]) -> Program:
                 floats.update(reads(one))
             case Products() | GatedProduct():
                 packed.add(one.x)
-                floats.update(set(reads(one)) - {one.x})
+                if isinstance(one, Products) and one.residual:
+                    floats.add(one.residual)
             case _:
                 floats.update(reads(one))
     makers = {
@@ -182,19 +183,19 @@ def _take_in_norms(
         and one.operator.outputs[0] in packed
     }
     found: dict[str, Normed] = {}
-    known: set[str] = set()  # values whose root mean square is there
+    known: dict[str, str] = {}  # values that have been normed: what was made of them
     for one in order:
-        match one:
-            case Single(Operator(kind="rms_norm") as op) if op.outputs[0] not in found:
-                known.add(op.inputs[0])
-            case Products(x=x) | GatedProduct(x=x) if x in found:
-                known.add(found[x].value)
-            case _:
-                pass
         if isinstance(one, Products) and one.residual in known and one.outputs[0] in norms:
             norm = norms[one.outputs[0]]
             if kinds[one.operators[0].name] != "F32":
-                found[norm.outputs[0]] = Normed(norm, one.residual)
+                found[norm.outputs[0]] = Normed(norm, known[one.residual])
+        match one:
+            case Single(Operator(kind="rms_norm") as op) if op.outputs[0] not in found:
+                known[op.inputs[0]] = op.outputs[0]
+            case Products(x=x) | GatedProduct(x=x) if x in found:
+                known[found[x].value] = x
+            case _:
+                pass
     return found
 
 

@@ -81,8 +81,9 @@ class Gpu:
         self.name: str = properties["name"].decode()
         self.capability: tuple[int, int] = (properties["major"], properties["minor"])
         self.processors: int = properties["multiProcessorCount"]
-        self.shared_memory: int = properties["sharedMemPerBlockOptin"]
-        """Bytes that a block can have."""
+        self.shared_memory = sources.SharedMemory(
+            properties["sharedMemPerBlockOptin"], properties["sharedMemPerMultiprocessor"]
+        )
         if self.capability < OLDEST:
             raise ConfigurationError(
                 f"backend 'cuda' needs compute capability {OLDEST[0]}.{OLDEST[1]} or later; "
@@ -161,7 +162,7 @@ class Gpu:
                 self._modules[source] = self.cupy.RawModule(code=make(), options=sources.OPTIONS)
             function = self._modules[source].get_function(name)
             if shared:
-                room = self.shared_memory - function.shared_size_bytes
+                room = self.shared_memory.block - function.shared_size_bytes
                 function.max_dynamic_shared_size_bytes = room
             self._functions.append(function)
             self._kernels[key] = int(function.kernel.ptr)

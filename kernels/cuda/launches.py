@@ -85,7 +85,7 @@ class Launcher:
                     "rms_norm", (rows, 1, 1), min(THREADS, threads_for(width // 4)),
                     pointer(self.buffers.floats(op.inputs[0])), pointer(weights["weight"].address),
                     pointer(out), self.buffers.packed(op.outputs[0], rows),
-                    pointer(self.buffers.factor(op.inputs[0]) if rows <= FEW else 0),
+                    pointer(self.buffers.factor(op.outputs[0]) if rows <= FEW else 0),
                     integer(width), number(float(dict(op.attributes)["epsilon"])),
                 )  # fmt: skip
             case "swiglu":

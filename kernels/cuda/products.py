@@ -118,8 +118,8 @@ class ProductLaunches:
         width = buffers.width(made)
         blocks = -(-width // (TILE * sources.shape_for(rows).row_tiles))
         return Norm(
-            weight.address, buffers.sums(own.value), buffers.factor(own.residual),
-            buffers.factor(own.value), blocks, width, float(dict(own.norm.attributes)["epsilon"]),
+            weight.address, buffers.sums(own.value), buffers.factor(own.previous),
+            buffers.factor(made), blocks, width, float(dict(own.norm.attributes)["epsilon"]),
         )  # fmt: skip
 
     def _kinds(self, operators: tuple[Operator, ...]) -> tuple[str, str]:
@@ -131,16 +131,16 @@ class ProductLaunches:
     ) -> None:
         kinds = self._kinds(operators)
         shape = sources.shape_for(arguments.rows)
-        share = blocks / self._gpu.processors
-        warps = sources.product_warps(kinds, shape, share, self._gpu.shared_memory)
-        shared = sources.product_shared_bytes(kinds, shape, warps)
+        squares = 4 * arguments.rows * (arguments.before.count + 1)
+        share = -(-blocks // self._gpu.processors)
+        warps = sources.product_warps(kinds, shape, share, squares, self._gpu.shared_memory)
+        shared = sources.product_shared_bytes(kinds, shape, warps) + squares
         kernel = self._gpu.kernel(
             f"product {kinds[0]} {kinds[1]}",
             sources.product_name(shape, warps, gated),
             lambda: sources.product_source(kinds),
             shared=True,
         )
-        shared += 4 * arguments.rows * (arguments.before.count + 1)
         self._gpu.launch(kernel, (blocks, 1, 1), 32 * warps, (arguments,), shared)
 
     def _matrix(self, op: Operator) -> PackedMatrix:

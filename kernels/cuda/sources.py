@@ -42,6 +42,20 @@ SHAPES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class SharedMemory:
+    """Bytes of shared memory that a block can have, and that a multiprocessor has."""
+
+    block: int
+    processor: int
+
+
+STATIC_BYTES = 64
+"""That a block of products has beside what is asked for: factors of rows."""
+RESERVED_BYTES = 1024
+"""That CUDA takes of each block's."""
+
+
 AttentionVariant = tuple[str, int, int]
 """Of the attention of few rows: the cache's type, vectors of 32 elements that hold a head, query
 heads of a block."""
@@ -131,16 +145,25 @@ def ring_depth(kinds: tuple[str, str], shape: Shape) -> int:
     return max(3 if stage <= 2048 else 2, shape.ring_bytes // stage)
 
 
-def product_warps(kinds: tuple[str, str], shape: Shape, share: float, shared: int) -> int:
-    """Warps of a block, where a multiprocessor's share of a launch is so many blocks.
+def product_warps(
+    kinds: tuple[str, str], shape: Shape, share: int, squares: int, room: SharedMemory
+) -> int:
+    """Warps of a block, where a multiprocessor gets `share` blocks of a launch.
 
     As many as let all blocks run at once: then none waits for a second turn, and all
     multiprocessors have the same to do. Where there are too many blocks for that, the rest at the
-    end is a small part of the whole. A block can have `shared` bytes of shared memory.
+    end is a small part of the whole. A block has `squares` bytes of shared memory beside its rings.
     """
-    wanted = next((warps for warps, most in shape.blocks.items() if share <= most), shape.many)
-    fitting = (w for w in shape.blocks if product_shared_bytes(kinds, shape, w) <= shared)
-    return next((warps for warps in fitting if warps <= wanted), min(shape.blocks))
+
+    def needed(warps: int) -> int:
+        return product_shared_bytes(kinds, shape, warps) + squares + STATIC_BYTES
+
+    fitting = [warps for warps in shape.blocks if needed(warps) <= room.block]
+    for warps in fitting:
+        at_once = min(shape.blocks[warps], room.processor // (needed(warps) + RESERVED_BYTES))
+        if share <= at_once:
+            return warps
+    return next((warps for warps in fitting if warps <= shape.many), min(shape.blocks))
 
 
 def product_shared_bytes(kinds: tuple[str, str], shape: Shape, warps: int) -> int:

@@ -352,7 +352,7 @@ def test_attention(backend, heads, kv_heads, key_size, value_size, cache_type):
 @pytest.mark.parametrize("cache_type", ["f32", "f16"])
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(8, 2, 128), (3, 1, 64), (2, 1, 200)])
 def test_attention_over_contexts_of_any_length(backend, heads, kv_heads, size, cache_type):
-    """One block of a cluster, all of them, several clusters; alone and beside others."""
+    """One share of a context, several, all; alone and beside others."""
     random = np.random.default_rng(size)
     widths = {"q": heads * size, "k": kv_heads * size, "v": kv_heads * size, "y": heads * size}
     attributes = (("heads", heads), ("kv_heads", kv_heads), ("scale", size**-0.5))

@@ -135,9 +135,9 @@ __device__ __forceinline__ float silu(float x) { return x / (1.0f + __expf(-x));
 // How the input of a matrix product is stored.
 enum Form { FRAGMENTS_SPLIT = 1, FRAGMENTS = 2, ROWS = 3 };
 
-// Operands of `multiply_add` for up to 16 rows of x, ready to be loaded; columns of a matrix product
-// are rows of x. Each number is kept as its half and as what that leaves, which together are as good
-// as float32: with FRAGMENTS_SPLIT in two columns next to each other, with FRAGMENTS in two tiles.
+// Operands of `multiply_add` for up to 16 rows of x, ready to be loaded; columns of a matrix
+// product are rows of x. Each number is kept as its half and as what that leaves, which together
+// are as good as float32: with FRAGMENTS_SPLIT in two columns next to each other, with FRAGMENTS in two tiles.
 // With ROWS, x is stored as a matrix of halves.
 struct Packed {
     u16* data;

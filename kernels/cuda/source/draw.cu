@@ -70,6 +70,11 @@ __device__ __forceinline__ u64 warp_sum(u64 x) {
     return x;
 }
 
+__device__ __forceinline__ u64 warp_best(u64 x) {
+    for (int offset = 16; offset; offset >>= 1) x = max(x, __shfl_xor_sync(FULL, x, offset));
+    return x;
+}
+
 // Sums over the block; every thread gets them.
 __device__ u64 block_sum(u64 x, u64* parts) {
     x = warp_sum(x);
@@ -84,13 +89,11 @@ __device__ u64 block_best(const float* x, int vocabulary, u64* parts) {
     u64 best = 0;
     for (int i = threadIdx.x; i < vocabulary; i += THREADS)
         if (x[i] == x[i]) best = max(best, order_of(x[i], i));
-    for (int offset = 16; offset; offset >>= 1) best = max(best, __shfl_xor_sync(FULL, best, offset));
+    best = warp_best(best);
     __syncthreads();
     if ((threadIdx.x & 31) == 0) parts[threadIdx.x >> 5] = best;
     __syncthreads();
-    best = parts[threadIdx.x & 31];
-    for (int offset = 16; offset; offset >>= 1) best = max(best, __shfl_xor_sync(FULL, best, offset));
-    return best;
+    return warp_best(parts[threadIdx.x & 31]);
 }
 
 // Native additions of 32 bits: those of 64 bits would be loops.

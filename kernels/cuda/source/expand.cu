@@ -60,7 +60,8 @@ __device__ __forceinline__ void look_up(
 ) {
     wait_for_previous();
     let_next_start();
-    const int lane = threadIdx.x & 31, token = token_of(tokens, drawn, blockIdx.x), row = token & 15;
+    const int lane = threadIdx.x & 31;
+    const int token = token_of(tokens, drawn, blockIdx.x), row = token & 15;
     float* to = out + (i64)blockIdx.x * columns;
     if constexpr (F::IN_ROWS) {
         const u16* from = (const u16*)weights + (i64)token * chunks * F::COLUMNS;

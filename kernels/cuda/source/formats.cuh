@@ -192,7 +192,8 @@ struct Q6_K {
         }
     }
     static __device__ __forceinline__ Pair scales(const Part& part, int, int s) {
-        int low = (int)(part.low << (24 - 8 * s)) >> 24, high = (int)(part.high << (24 - 8 * s)) >> 24;
+        const int up = 24 - 8 * s;
+        int low = (int)(part.low << up) >> 24, high = (int)(part.high << up) >> 24;
         return {part.d[0] * low, part.d[1] * high};
     }
 };

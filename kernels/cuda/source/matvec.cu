@@ -1,9 +1,9 @@
 // Few rows times quantised matrices: every weight is read once, in the file's own quantisation.
 //
 // A block computes TILES tiles of 16 outputs. Its warps share out the columns; each streams its
-// chunks through a ring in shared memory, several ahead, and multiplies them by tensor cores. Copies
-// of weights begin before the previous kernel has ended: they depend on nothing. `sources.py` says
-// how many warps suit how many blocks.
+// chunks through a ring in shared memory, several ahead, and multiplies them by tensor cores.
+// Copies of weights begin before the previous kernel has ended: they depend on nothing.
+// `sources.py` says how many warps suit how many blocks.
 
 // One matrix. `format` is 0 or 1: which of the two that the kernel was compiled for.
 struct Segment {
@@ -212,9 +212,10 @@ __device__ __forceinline__ float collect(
     return sum;
 }
 
-// A power of two that brings a row to about 1, so that it fits into halves.
+// A power of two that brings a row to about 1/64, so that it fits into halves even where one of its
+// elements is a million times larger.
 __device__ __forceinline__ float power_for(float factor) {
-    return __int_as_float(__float_as_int(factor) & 0x7f800000);
+    return __int_as_float(__float_as_int(factor) & 0x7f800000) * 0.015625f;
 }
 
 // Starts to copy what `find_factors` needs: the squares of x, and the factors before.

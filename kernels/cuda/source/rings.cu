@@ -140,7 +140,9 @@ extern "C" __global__ void take(Ring ring, uint4* to, i64 count, i64 offset, int
 }
 
 // As `put`, of a small record; `count` and `offset` are in pieces of 8 bytes.
-extern "C" __global__ void put_small(Ring ring, const uint2* from, i64 count, i64 offset, int last) {
+extern "C" __global__ void put_small(
+    Ring ring, const uint2* from, i64 count, i64 offset, int last
+) {
     if (ring.early) let_next_start();
     wait_for_previous();
     u64 number = *(volatile u64*)ring.own;

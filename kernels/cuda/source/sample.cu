@@ -49,7 +49,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) best_of_parts(
         if (n == 0) {
             highest = x;
             double sum = 0.0;
-            for (int i = threadIdx.x; i < count; i += THREADS) sum += (double)expf(own[i] - highest);
+            for (int i = threadIdx.x; i < count; i += THREADS)
+                sum += (double)expf(own[i] - highest);
             for (int offset = 16; offset; offset >>= 1) sum += __shfl_xor_sync(FULL, sum, offset);
             if ((threadIdx.x & 31) == 0) parts[threadIdx.x >> 5] = sum;
             __syncthreads();
