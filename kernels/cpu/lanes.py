@@ -208,6 +208,16 @@ class Address:
         """16 words of 32 bits."""
         return Lanes(self.builder, self._load(_INTEGERS))
 
+    def prefetch(self) -> None:
+        """Bring the line of memory into the cache; an address outside of memory does no harm."""
+        pointer = _I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+        name = "llvm.prefetch.p0"
+        function = self.builder.module.globals.get(name)
+        function = function or ir.Function(self.builder.module, kind, name)
+        place = self.builder.inttoptr(self.value, pointer)
+        self.builder.call(function, [place, _I32(0), _I32(3), _I32(1)])
+
     def splat(self) -> Lanes:
         """One float, in all lanes."""
         return self._splat(_FLOAT, _FLOATS)

@@ -20,9 +20,10 @@ import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
-from raygraft.kernels.cpu.formats import Format, Group
+from raygraft.kernels.cpu.formats import PANEL, Format, Group
 from raygraft.kernels.cpu.lanes import (
     FLOAT_BYTES,
+    LANES,
     WORD,
     Address,
     Lanes,
@@ -54,6 +55,9 @@ ROUND = WIDEN + 1
 _RUN = 16
 """Columns whose products are added one after the other."""
 
+_AHEAD = 8192
+"""Bytes of weights that are asked for ahead of time."""
+_LINE = 64
 _SIDE_BY_SIDE = 2
 """Rows up to which neighbouring runs are computed together."""
 _CHAINS = 4
@@ -95,6 +99,8 @@ def _write_dot(module: ir.Module, kind: Format, rows: int) -> None:
 
     def add_groups(groups: Sequence[Group]) -> None:
         first, count = groups[0].column, groups[0].count
+        if _asks_ahead(kind, rows):
+            _ask_ahead(kind, Address(builder, tile), first, len(groups) * count)
         at = builder.mul(first, WORD(4))
         for group, runs in zip(
             groups, _products(groups, [start + at for start in starts]), strict=True
@@ -121,6 +127,8 @@ def _write_pair_dot(module: ir.Module, kind: Format, rows: int) -> None:
 
     def add_groups(groups: Sequence[Group]) -> None:
         first = groups[0].column
+        if _asks_ahead(kind, rows):
+            _ask_ahead(kind, Address(builder, tile), first, RECORD_COLUMNS)
         at = builder.mul(first, WORD(RECORD_BYTES // RECORD_COLUMNS))
         records = [start + at for start in starts]
         added: list[Lanes | None] = [None] * rows
@@ -163,6 +171,23 @@ def _pair_sums(group: Group, place: int, whole: bool, records: Sequence[Address]
             factors = (record + 4 * (place * group.count // 2 + number)).splat_word()
             own[number % chains] = pair.pair_products(factors, own[number % chains])
     return [functools.reduce(Lanes.plus, own) for own in sums]
+
+
+def _asks_ahead(kind: Format, rows: int) -> bool:
+    """Whether weights are asked for ahead of time.
+
+    The instructions that a processor has in flight reach only a little further. With one row of
+    wide weights they reach far enough, and asking would stand in the way.
+    """
+    return rows > 1 or kind.tile_bytes(PANEL) < LANES * PANEL
+
+
+def _ask_ahead(kind: Format, tile: Address, first: Any, columns: int) -> None:
+    """Have the bytes fetched that lie so far behind these columns; together they leave no gap."""
+    builder, panel = tile.builder, kind.tile_bytes(PANEL)
+    ahead = tile + builder.udiv(builder.mul(first, WORD(panel)), WORD(PANEL)) + _AHEAD
+    for line in range(0, -(-columns * panel // PANEL), _LINE):
+        (ahead + line).prefetch()
 
 
 def _rows(first: Address, stride: Any, count: int) -> list[Address]:

@@ -11,7 +11,7 @@ A new format is a class in one of these files, and its name in the list below. W
 of its own is dequantised, and kept as F32.
 """
 
-from raygraft.kernels.cpu.formats.base import Bytes, Format, Group
+from raygraft.kernels.cpu.formats.base import PANEL, Bytes, Format, Group
 from raygraft.kernels.cpu.formats.blocks import IQ4_NL, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
 from raygraft.kernels.cpu.formats.dense import BF16, F16, F32
 from raygraft.kernels.cpu.formats.k_quants import IQ4_XS, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K
@@ -30,4 +30,4 @@ def format_of(type_name: str) -> Format:
     return FORMATS.get(type_name, FORMATS["F32"])
 
 
-__all__ = ["FORMATS", "Bytes", "Format", "Group", "format_of"]
+__all__ = ["FORMATS", "PANEL", "Bytes", "Format", "Group", "format_of"]

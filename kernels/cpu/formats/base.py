@@ -38,6 +38,8 @@ Bytes = NDArray[np.uint8]
 Fields = Mapping[str, NDArray[Any]]
 CHUNK = 32
 """Columns of a chunk."""
+PANEL = 256
+"""Every format's blocks divide so many columns."""
 _HALF_BITS = 16
 """Of a word's half."""
 _BYTE_BITS = 8
