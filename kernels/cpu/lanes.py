@@ -210,13 +210,10 @@ class Address:
 
     def prefetch(self) -> None:
         """Bring the line of memory into the cache; an address outside of memory does no harm."""
-        pointer = _I8.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-        name = "llvm.prefetch.p0"
-        function = self.builder.module.globals.get(name)
-        function = function or ir.Function(self.builder.module, kind, name)
-        place = self.builder.inttoptr(self.value, pointer)
-        self.builder.call(function, [place, _I32(0), _I32(3), _I32(1)])
+        place = self.builder.inttoptr(self.value, _I8.as_pointer())
+        arguments = (place, _I32(0), _I32(3), _I32(1))  # to read, soon, data
+        function = declared(self.builder, "llvm.prefetch.p0", ir.VoidType(), arguments)
+        self.builder.call(function, arguments)
 
     def splat(self) -> Lanes:
         """One float, in all lanes."""

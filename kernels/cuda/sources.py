@@ -140,7 +140,7 @@ def product_name(shape: Shape, warps: int, gated: bool) -> str:
 
 
 def ring_depth(kinds: tuple[str, str], shape: Shape) -> int:
-    """How many chunks of a warp are on the way at once."""
+    """How many chunks of a warp are on the way at once: three where they are small enough."""
     stage = _stage_bytes(kinds, shape)
     return max(3 if stage <= 2048 else 2, shape.ring_bytes // stage)
 
